@@ -1,0 +1,204 @@
+"""The training loop: many steps in one graph call, data on the device, nothing written and nothing read.
+
+Everything random is a function of (seed, epoch, step, place). What a training holds between two epochs is in `State`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline import dataset, layers
+
+if TYPE_CHECKING:
+    from pipeline.params import Recipe
+
+VALIDATION_BATCH = 500  # images
+
+
+class Epoch(NamedTuple):
+    """What an epoch brought; fractions 0..1, cross-entropy in nats, the rate of its last step."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up over a fraction of the steps, then constant, or linear or cosine down to 0."""
+
+    def __init__(self, shape: str, peak: float, steps: int, warmup_fraction: float):
+        self.shape, self.peak, self.steps = shape, peak, steps
+        self.warmup_steps = int(steps * warmup_fraction)
+
+    def __call__(self, step):
+        """The rate of a step, counted from 0."""
+        step = tf.cast(step, tf.float32)
+        rise = (step + 1) / max(1, self.warmup_steps)
+        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)  # 1 at the peak, 1/steps at the end
+        fall = {
+            "constant": lambda: tf.ones_like(left),
+            "linear": lambda: left,
+            "cosine": lambda: 0.5 - 0.5 * tf.cos(math.pi * left),
+        }[self.shape]()
+        return self.peak * tf.where(step < self.warmup_steps, rise, fall)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras wants it; the optimizer is never saved."""
+        return {"shape": self.shape, "peak": self.peak, "steps": self.steps}
+
+
+def make_optimizer(recipe: "Recipe", steps: int, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
+    """The recipe's optimizer. Weight decay is decoupled and spares biases and norms (all weights of rank 1)."""
+    schedule = Schedule(recipe.schedule, recipe.learning_rate, steps, recipe.warmup_fraction)
+    decay = recipe.weight_decay or None
+    optimizer: keras.optimizers.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(schedule, recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay)
+    else:
+        optimizer = keras.optimizers.AdamW(schedule, beta_1=recipe.momentum, weight_decay=decay or 0.0)
+    if decay:
+        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
+    if policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def train(
+    model: keras.Model,
+    recipe: "Recipe",
+    seed: int,
+    train_split: dataset.Split,
+    val_split: dataset.Split,
+    policy: str = "float32",
+    strategy: tf.distribute.Strategy | None = None,
+    on_steps: Callable[[int, int, int, float], None] = lambda epoch, done, steps, loss: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> None:
+    """Trains `model`: its weights are the result.
+
+    An epoch is `len(train_split) // batch_size` full batches of a fresh order; the rest waits for the next epoch.
+    Validation is of `model` itself: stock layers, float32, the weights (or their moving average) as they would be saved.
+
+    Args:
+        model: stock Keras layers, uint8 images in, probabilities out.
+        recipe: how to train; `batch_size` is that of all replicas together.
+        seed: of initial weights, order, augmentation and dropout.
+        train_split: what to learn from.
+        val_split: what to measure on.
+        policy: Keras dtype policy.
+        strategy: replicas; None: one device.
+        on_steps: called a few times an epoch with epoch, steps done, steps in all, mean loss so far.
+        on_epoch: called after each epoch, when `model` holds its weights.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        ValueError: the batch cannot be shared equally among the replicas.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    if recipe.batch_size % replicas:
+        raise ValueError(f"batch_size {recipe.batch_size} cannot be shared equally among {replicas} devices")
+    steps = len(train_split.labels) // recipe.batch_size
+    with strategy.scope():
+        fast = layers.twin(model, seed, policy)
+        optimizer = make_optimizer(recipe, steps * recipe.epochs, policy, fast)
+        averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
+    layers.copy_weights(fast.weights, model)
+    run_steps = _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy)
+    validate = _graph_of_validation(model, val_split)
+    chunk = max(1, steps // 20)  # steps a call: a few hundred milliseconds to seconds between two reports
+    for epoch in range(1, recipe.epochs + 1):
+        order = tf.constant(dataset.permutation(seed, epoch, len(train_split.labels)))
+        loss_sum = correct = 0.0
+        for start in range(0, steps, chunk):
+            done = min(start + chunk, steps)
+            losses, hits = run_steps(order, tf.constant(epoch), tf.constant(start), tf.constant(done))
+            loss_sum, correct = loss_sum + float(losses), correct + float(hits)
+            if not math.isfinite(loss_sum):
+                raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, between steps {start + 1} and {done}")
+            on_steps(epoch, done, steps, loss_sum / done)
+        layers.copy_weights(averages or fast.weights, model)
+        val_loss, val_accuracy = (float(value) for value in validate())
+        last_step = steps * epoch - 1
+        rate = float(Schedule(recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction)(last_step))
+        seen = steps * recipe.batch_size
+        on_epoch(Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate))
+
+
+def _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy) -> Callable:
+    """A graph function of (order, epoch, first step, last step + 1): sum of losses, number of correct answers."""
+    replicas = strategy.num_replicas_in_sync
+    share = recipe.batch_size // replicas
+    steps = len(train_split.labels) // recipe.batch_size
+    images = tf.constant(train_split.images.reshape(len(train_split.images), -1))
+    labels = tf.constant(train_split.labels)
+
+    def step(order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        start = step_in_epoch * recipe.batch_size + replica * share
+        places = tf.ensure_shape(order[start : start + share], [share])
+        # Seeds are pairs: places within a step are told apart by adding to both (layers.py, dataset.py).
+        count = tf.cast((epoch - 1) * steps + step_in_epoch, tf.int64) * replicas + tf.cast(replica, tf.int64)
+        noise = tf.stack([tf.constant(seed, tf.int64), count * 4096])
+        batch = tf.reshape(tf.gather(images, places), [share, dataset.SIDE, dataset.SIDE, 3])
+        batch = dataset.augment(batch, places, epoch, noise + 2048, recipe.flip, recipe.crop_pixels)
+        answers = tf.gather(labels, places)
+        targets = tf.one_hot(answers, dataset.CLASSES)
+        targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / dataset.CLASSES
+        with tf.GradientTape() as tape, layers.noise(noise):
+            logits = fast(batch, training=True)
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_mean(losses) / replicas  # the optimizer adds up what the replicas bring
+            scaled = optimizer.scale_loss(loss)
+        optimizer.apply(tape.gradient(scaled, fast.trainable_variables), fast.trainable_variables)
+        hits = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32))
+        return loss, hits
+
+    @tf.function
+    def run_steps(order: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
+        loss_sum, correct = tf.constant(0.0), tf.constant(0.0)
+        for step_in_epoch in tf.range(start, stop):
+            loss, hits = strategy.run(step, (order, epoch, step_in_epoch))
+            loss_sum += strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
+            correct += strategy.reduce(tf.distribute.ReduceOp.SUM, hits, axis=None)
+            for average, weight in zip(averages, fast.weights, strict=False):
+                average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
+        return loss_sum, correct
+
+    return run_steps
+
+
+def _graph_of_validation(model: keras.Model, split: dataset.Split) -> Callable:
+    """A graph function of nothing: mean loss and accuracy of `model` on the split."""
+    images, labels = tf.constant(split.images), tf.constant(split.labels)
+    count = len(split.labels)
+
+    @tf.function
+    def validate():
+        loss_sum, correct = tf.constant(0.0), tf.constant(0.0)
+        for start in tf.range(0, count, VALIDATION_BATCH):
+            answers = labels[start : start + VALIDATION_BATCH]
+            chances = model(images[start : start + VALIDATION_BATCH], training=False)
+            loss_sum += tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(answers, chances))
+            correct += tf.reduce_sum(tf.cast(tf.argmax(chances, 1, tf.int32) == answers, tf.float32))
+        return loss_sum / count, correct / count
+
+    return validate
+
+
+def digest(model: keras.Model) -> str:
+    """A short digest of all weights: equal for equal weights, unlike a `.keras` file's."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for weight in model.weights:
+        sha.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return sha.hexdigest()[:16]

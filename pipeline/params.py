@@ -1,0 +1,282 @@
+"""params.yaml -> frozen, validated objects. The only reader of that file; imports no TensorFlow."""
+
+import difflib
+import re
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline import command, models
+from pipeline.command import PipelineError
+
+TRAINING_IMAGES = 50_000
+TEST_IMAGES = 10_000
+
+
+def _whole(low: int, high: int, **more: int) -> Any:
+    multiple = f", a multiple of {more['multiple_of']}" if more else ""
+    return Field(ge=low, le=high, description=f"a whole number from {low} to {high}{multiple}", **more)
+
+
+def _number(low: float, high: float, *, below: bool = False) -> Any:
+    bound = {"lt": high} if below else {"le": high}
+    words = f"a number from {low:g} to {'below ' if below else ''}{high:g}"
+    return Field(ge=low, allow_inf_nan=False, description=words, **bound)  # type: ignore[arg-type]
+
+
+def _choice(*values: str) -> Any:
+    return Field(description=f"one of {', '.join(values)}")
+
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="a name of 1 to 64 lower-case letters, digits, '.', '_' and '-', the first a letter or a digit",
+    ),
+]
+
+
+class Section(BaseModel):
+    """A mapping in params.yaml: exactly these keys, exactly these types, nothing converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class Data(Section):
+    """How many images each split has and how the hold-out is drawn."""
+
+    train_images: int = _whole(10, TRAINING_IMAGES, multiple_of=10)
+    val_images: int = _whole(10, TRAINING_IMAGES, multiple_of=10)
+    test_images: int = _whole(10, TEST_IMAGES, multiple_of=10)
+    split_seed: int = _whole(0, 2**31 - 1)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether results may stand beside the published figures: all images are used."""
+        return self.train_images + self.val_images == TRAINING_IMAGES and self.test_images == TEST_IMAGES
+
+
+class Train(Section):
+    """What holds for every training."""
+
+    device: Literal["auto", "cpu", "gpu"] = _choice("auto", "cpu", "gpu")
+
+
+class Recipe(Section):
+    """A model's name and how it is trained. Units and meanings: the comments in params.yaml."""
+
+    model: Name
+    optimizer: Literal["sgd", "adamw"] = _choice("sgd", "adamw")
+    learning_rate: float = _number(1e-8, 100)
+    momentum: float = _number(0, 1, below=True)
+    schedule: Literal["constant", "linear", "cosine"] = _choice("constant", "linear", "cosine")
+    warmup_fraction: float = _number(0, 1, below=True)
+    weight_decay: float = _number(0, 10)
+    batch_size: int = _whole(1, 10_000)
+    epochs: int = _whole(1, 1_000)
+    flip: Literal["none", "random", "alternating"] = _choice("none", "random", "alternating")
+    crop_pixels: int = _whole(0, 16)
+    label_smoothing: float = _number(0, 1, below=True)
+    ema_decay: float = _number(0, 1, below=True)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = _choice("auto", "float32", "bfloat16", "float16")
+
+
+class Run(Section):
+    """A recipe and a seed: one training. `model` repeats the recipe's, because dvc.yaml needs it at hand."""
+
+    recipe: Name
+    model: Name
+    seed: int = _whole(0, 2**31 - 1)
+
+
+class Evaluate(Section):
+    """What evaluate reports."""
+
+    calibration_bins: int = _whole(1, 1_000)
+    mistakes: int = _whole(1, 100)
+
+
+class Budget(Section):
+    """Limits to keep to and an accuracy to beat."""
+
+    max_parameters: int = _whole(1, 10**12)
+    max_epochs: int = _whole(1, 10**6)
+    accuracy_to_beat: float = _number(0, 1)
+
+
+class Compare(Section):
+    """What the runs are held against."""
+
+    budgets: dict[Name, Budget]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    data: Data
+    train: Train
+    recipes: dict[Name, Recipe]
+    runs: dict[Name, Run] = Field(min_length=1, description="a mapping with at least one run")
+    evaluate: Evaluate
+    compare: Compare
+
+    def recipe_of(self, run: str) -> Recipe:
+        """The recipe of a run in the list."""
+        return self.recipes[self.runs[run].recipe]
+
+    def flat(self, run: str) -> dict[str, Any]:
+        """What makes this training what it is, by the names that params.yaml uses: MLflow's params."""
+        return {
+            "recipe": self.runs[run].recipe,
+            "seed": self.runs[run].seed,
+            **self.recipe_of(run).model_dump(),
+            **self.data.model_dump(),
+            **self.train.model_dump(),
+        }
+
+    def check_run(self, run: str) -> str:
+        """Returns `run` if it is in the list of runs, else raises PipelineError."""
+        if run not in self.runs:
+            raise PipelineError(f"unknown run {run!r}; params.yaml lists: {', '.join(self.runs)}")
+        return run
+
+
+def read(path: str | Path = "params.yaml") -> Params:
+    """Reads and checks the file.
+
+    Raises:
+        PipelineError: one line with the key, the value received and what is allowed.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is not here; run the command in the folder that holds it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path} cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return check(tree, str(path))
+
+
+def check(tree: Any, source: str = "params.yaml") -> Params:
+    """Checks a parsed tree; `source` is named in errors. Raises as `read`."""
+    try:
+        params = Params.model_validate(tree)
+    except ValidationError as error:
+        raise PipelineError(f"{source}: {_one_line(error, tree)}") from None
+    except RecursionError:
+        raise PipelineError(f"{source}: the values are nested too deeply; params.yaml has three levels") from None
+    problem = _contradiction(params)
+    if problem:
+        raise PipelineError(f"{source}: {problem}")
+    return params
+
+
+def _contradiction(params: Params) -> str | None:
+    data = params.data
+    if data.train_images + data.val_images > TRAINING_IMAGES:
+        return (
+            f"data.train_images + data.val_images: received {data.train_images} + {data.val_images}; "
+            f"allowed: at most {TRAINING_IMAGES} together"
+        )
+    for name, recipe in params.recipes.items():
+        if recipe.model not in models.names():
+            return (
+                f"recipes.{name}.model: received {recipe.model!r}; allowed: one of {', '.join(models.names())} "
+                f"(a new model is a file pipeline/models/{recipe.model}.py)"
+            )
+        if recipe.batch_size > data.train_images:
+            return (
+                f"recipes.{name}.batch_size: received {recipe.batch_size}; "
+                f"allowed: at most data.train_images, {data.train_images}"
+            )
+    for name, run in params.runs.items():
+        if run.recipe not in params.recipes:
+            return f"runs.{name}.recipe: received {run.recipe!r}; allowed: one of {', '.join(params.recipes)}"
+        if run.model != params.recipes[run.recipe].model:
+            return (
+                f"runs.{name}.model: received {run.model!r}; "
+                f"allowed: {params.recipes[run.recipe].model!r}, the model of recipes.{run.recipe}"
+            )
+    return None
+
+
+def _one_line(error: ValidationError, tree: Any) -> str:
+    """The first problem that pydantic found: key, value received, what is allowed."""
+    first, *others = error.errors(include_url=False)
+    location = [str(part) for part in first["loc"] if part != "[key]"]
+    key = ".".join(location) or "the file"
+    more = f" (and {len(others)} more)" if others else ""
+    section, field = _declared(location)
+    if first["type"] == "extra_forbidden":
+        known = list(section.model_fields) if section else []
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown key {key}; allowed here: {', '.join(known)}{hint}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing; add it: {field}{more}"
+    if first["loc"][-1:] == ("[key]",):
+        return f"{key}: received the name {location[-1]!r:.80}; allowed: {_describe(Name)}{more}"
+    value: Any = tree
+    for part in first["loc"]:
+        value = value[part]
+    return f"{key}: received {value!r:.80}; allowed: {field}{more}"
+
+
+def _declared(location: list[str]) -> tuple[type[Section] | None, str]:
+    """The section that a location lies in, and in words what is allowed at the location."""
+    section: type[Section] | None = None
+    kind: Any = Params
+    words = "a mapping"
+    for part in location:
+        if typing.get_origin(kind) is dict:
+            section, kind, words = None, typing.get_args(kind)[1], "a mapping"
+        elif part in kind.model_fields:
+            field = kind.model_fields[part]
+            section, kind = kind, field.annotation
+            words = field.description or "a mapping"
+        else:
+            section = kind
+    if isinstance(kind, type) and issubclass(kind, Section):
+        words = f"a mapping with the keys {', '.join(kind.model_fields)}"
+    return section, words
+
+
+def _describe(annotated: Any) -> str:
+    return typing.get_args(annotated)[1].description
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as DVC reads it (1.2): `5e-4` is a number, `off` is text, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,30}$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def main() -> None:
+    """Checks params.yaml and says how many runs it lists."""
+    print(f"params.yaml is valid; runs: {', '.join(read().runs)}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,173 @@
+"""What a training left on disk, `results/<run>/`: the record that compare reads and MLflow mirrors."""
+
+import csv
+import hashlib
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.command import PipelineError
+
+RESULTS = Path("results")
+REFERENCE = Path("reference")
+NOT_COMPARABLE = "quick: not comparable with the published figures"
+
+
+@dataclass
+class Record:
+    """One run. Equal for equal weights: history, evaluation. Never equal: training, speed.
+
+    Attributes:
+        folder: where the files are.
+        training: `training.json`: what was trained, when, where; times in ms since 1970 (`…_ms`).
+        history: `history.csv`: one row an epoch; fractions 0..1.
+        evaluation: `evaluation.json`, empty before evaluate.
+        speed: `speed.json`, empty before evaluate.
+    """
+
+    folder: Path
+    training: dict[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """What MLflow's run is found by."""
+        return self.training["record_id"]
+
+    @property
+    def run(self) -> str:
+        """The run's name."""
+        return self.training["run"]
+
+    @property
+    def model_file(self) -> Path:
+        """The trained model."""
+        return self.folder / "model.keras"
+
+    def add_epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
+        """Takes in a finished epoch and writes history and training to disk."""
+        self.history.append(row)
+        self.training["epochs"].append(
+            {
+                "epoch": row["epoch"],
+                "ended_ms": now_ms(),
+                "epoch_seconds": round(epoch_seconds, 3),
+                "images_per_second": round(images_per_second, 1),
+            }
+        )
+        self.save_training()
+
+    def end(self, status: str) -> None:
+        """Closes the training as `finished` or `failed` and writes it to disk."""
+        self.training |= {"status": status, "ended_ms": now_ms()}
+        self.save_training()
+
+    def save_training(self) -> None:
+        """Writes history.csv and training.json, each whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        columns = list(self.history[0]) if self.history else ["epoch"]
+        rows = [",".join(columns), *(",".join(f"{row[name]:.6g}" for name in columns) for row in self.history)]
+        write(self.folder / "history.csv", "\n".join(rows) + "\n")
+        write_json(self.folder / "training.json", self.training)
+
+    def files(self) -> list[Path]:
+        """The record's small files that exist; pictures and text included, the model not."""
+        return sorted(p for p in self.folder.iterdir() if p.suffix in {".csv", ".json", ".png"} and p.is_file())
+
+    def digest(self) -> str:
+        """Changes whenever a file of the record does."""
+        sha = hashlib.sha256()
+        for path in [*self.files(), *([self.model_file] if self.model_file.exists() else [])]:
+            sha.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        return sha.hexdigest()[:32]
+
+
+def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, environment: dict[str, Any]) -> Record:
+    """A new record, on disk. `params`: flat, as MLflow gets them; `environment`: commit, device, versions, …"""
+    training = {
+        "record_id": uuid.uuid4().hex,
+        "run": run,
+        "status": "running",
+        "recipe": recipe,
+        "model": params["model"],
+        "seed": params["seed"],
+        "params": params,
+        "comparable": comparable,
+        "started_ms": now_ms(),
+        "ended_ms": None,
+        "epochs": [],
+        "environment": environment,
+    }
+    record = Record(RESULTS / run, training)
+    record.save_training()
+    return record
+
+
+def load(run: str) -> Record:
+    """The record of a run in `results/`.
+
+    Raises:
+        PipelineError: there is none, or a file of it is damaged.
+    """
+    folder = RESULTS / run
+    if not (folder / "training.json").exists():
+        raise PipelineError(f"{folder}/training.json is not here: train it with `dvc repro train@{run}`")
+    return Record(
+        folder,
+        read_json(folder / "training.json"),
+        read_history(folder / "history.csv"),
+        *(read_json(path) if (path := folder / name).exists() else {} for name in ("evaluation.json", "speed.json")),
+    )
+
+
+def load_reference(name: str) -> dict[str, Any]:
+    """A published result, `reference/<name>.json`; its epochs, if published, as rows under `history`."""
+    figures = read_json(REFERENCE / f"{name}.json")
+    history = REFERENCE / f"{name}.csv"
+    return figures | {"history": read_history(history) if history.exists() else []}
+
+
+def references() -> list[str]:
+    """The names of the published results."""
+    return sorted(path.stem for path in REFERENCE.glob("*.json"))
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows of a history file; `epoch` is an int."""
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        return [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or train again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the record."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def now_ms() -> int:
+    """The time in ms since 1970, MLflow's unit."""
+    return time.time_ns() // 1_000_000

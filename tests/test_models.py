@@ -1,0 +1,155 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline import models
+from pipeline.command import PipelineError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def write_model(tmp_path, monkeypatch):
+    """A function that puts a model's file where the registry looks, and returns the model's name."""
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    written = []
+
+    def write(source: str, name: str = "written") -> str:
+        (tmp_path / f"{name}.py").write_text(f"import keras\nfrom pipeline.models import pixels\n{source}\n")
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(f"pipeline.models.{name}", None)
+
+
+def test_names_are_known_without_importing_tensorflow():
+    source = (
+        "import sys; from pipeline import models; print(*models.names(), {'keras', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert {"baseline", "custom"} < set(done.stdout.split())
+    assert done.stdout.endswith("set()\n")
+
+
+def test_file_in_the_folder_is_a_model(write_model):
+    assert write_model("", "mine") in models.names()
+
+
+def test_file_with_leading_underscore_is_no_model(write_model):
+    assert write_model("", "_shared") not in models.names()
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("baseline", 1_172_410), ("custom", 92_027)])
+def test_parameters_are_as_published(name, parameters):
+    assert models.build(name).count_params() == parameters
+
+
+def test_custom_trains_all_but_its_moving_statistics():
+    trained = sum(np.prod(weight.shape) for weight in models.build("custom").trainable_weights)
+    assert trained == 92_027 - 2 * (64 + 128 + 128 + 128 + 128 + 256)
+
+
+def test_custom_applies_relu_before_batch_normalisation():
+    model = models.build("custom")
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [norm.input._keras_history.operation for norm in norms]
+    assert [layer.activation for layer in before] == [keras.activations.relu] * 6
+
+
+def test_normalised_pixels_have_mean_0_and_variance_1():
+    normalised = keras.Model(*models.pixels())
+    mean, spread = np.array(models.MEAN), np.array(models.STANDARD_DEVIATION)
+    images = np.stack([mean - spread, mean + spread]).round().astype(np.uint8)[:, None, None] * np.ones(
+        (32, 32, 1), np.uint8
+    )
+    values = np.asarray(normalised(images))
+    np.testing.assert_allclose(values.mean((0, 1, 2)), 0, atol=0.01)  # pixels are whole numbers
+    np.testing.assert_allclose(values.std((0, 1, 2)), 1, atol=0.01)
+    assert normalised.count_params() == 0
+
+
+def test_statistics_are_those_of_the_training_images():
+    files = sorted((Path(__file__).parents[1] / "data" / "cifar10").glob("data_batch_[1-5].bin"))
+    if len(files) != 5:
+        pytest.skip("needs data/cifar10, which `dvc repro fetch` writes")
+    # Counts of each pixel value, channel by channel: exact, and without 50,000 images as floats.
+    counts = np.zeros((3, 256), np.int64)
+    for file in files:
+        planes = np.fromfile(file, np.uint8).reshape(-1, 3073)[:, 1:].reshape(-1, 3, 1024)
+        counts += [np.bincount(planes[:, channel].ravel(), minlength=256) for channel in range(3)]
+    shares = counts / counts.sum(1, keepdims=True)
+    mean = shares @ np.arange(256)
+    np.testing.assert_allclose(models.MEAN, mean, atol=6e-4)
+    np.testing.assert_allclose(models.STANDARD_DEVIATION, np.sqrt(shares @ np.arange(256) ** 2 - mean**2), atol=6e-4)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_model_is_the_same_bytes_however_many_were_built_before(name):
+    first = models.build(name).to_json()
+    assert models.build(name).to_json() == first
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_model_turns_uint8_images_into_probabilities(name):
+    chances = models.build(name).predict(IMAGES, verbose=0)
+    assert chances.dtype == np.float32
+    np.testing.assert_allclose(chances.sum(1), np.ones(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_model_survives_saving(name, tmp_path):
+    model = models.build(name)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.count_params() == model.count_params()
+    np.testing.assert_array_equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_unknown_model_is_refused_with_what_there_is():
+    with pytest.raises(PipelineError, match=r"'resnet'.*baseline, custom.*write pipeline/models/"):
+        models.build("resnet")
+
+
+END = "return keras.Model(inputs, keras.layers.Dense(10, activation='softmax')(keras.layers.Flatten()(x)))"
+NO_SOFTMAX = END.replace("softmax", "sigmoid")
+HUNDRED = END.replace("10", "100")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", r"no function build\(\)"),
+        ("def build(): return 3", "int: return a functional or Sequential"),
+        ("class Net(keras.Model): pass\ndef build(): return Net()", "Net: return a functional or Sequential"),
+        (f"def build():\n x = inputs = keras.Input((32, 32, 3))\n {END}", "float32.*begin with"),
+        (f"def build():\n x = inputs = keras.Input((28, 28, 3), dtype='uint8')\n {END}", r"28, 28, 3\).*begin with"),
+        (f"def build():\n inputs, x = pixels()\n {HUNDRED}", r"\(None, 100\).*end with"),
+        (f"def build():\n inputs, x = pixels()\n {NO_SOFTMAX}", "'dense.*softmax"),
+    ],
+)
+def test_model_that_cannot_be_trained_is_refused(write_model, source, message):
+    with pytest.raises(PipelineError, match=rf"pipeline/models/written\.py.*{message}"):
+        models.build(write_model(source))
+
+
+@pytest.mark.parametrize("softmax", ["Softmax()", "Activation('softmax')"])
+def test_softmax_may_be_a_layer_of_its_own(write_model, softmax):
+    source = f"""def build():
+    inputs, x = pixels()
+    x = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, keras.layers.{softmax}(x))"""
+    assert models.build(write_model(source)).output_shape == (None, 10)
+
+
+def test_model_may_be_sequential(write_model):
+    source = """def build():
+    inputs, x = pixels()
+    top = [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    return keras.Sequential([inputs, x._keras_history.operation, *top])"""
+    assert models.build(write_model(source)).output_shape == (None, 10)
