@@ -1,7 +1,10 @@
 """What every `python -m pipeline.<verb>` has in common: how it starts and how it fails."""
 
 import os
+import re
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 
 
@@ -11,10 +14,33 @@ class PipelineError(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a `PipelineError` becomes one line on stderr and exit status 1, never a stack trace."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes are not ours to print
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` clauses run
     try:
         main()
     except PipelineError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and lets it look for GPUs, without the notes that it prints whatever its log level is.
+
+    They are written to file descriptor 2 before logging is set up. What else is written meanwhile is passed on.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            sys.stderr.writelines(line for line in written if not _NOTE.match(line))
+
+
+_NOTE = re.compile(r"[IW]0000 |WARNING: All log messages before absl|E0000 .*failed call to cuInit")

@@ -103,7 +103,8 @@ def _rows(model: keras.Model, fields: dict[int, Field], counted: set[int], withi
     for call in dict.fromkeys(calls):  # several outputs share calls
         layer, inputs, output = call.operation, call.input_tensors, call.outputs[0]
         if isinstance(layer, keras.Model):
-            if [tensor.shape for tensor in layer.inputs or []] != [tensor.shape for tensor in inputs]:
+            # Subclassed models have no inputs, and no graph to walk.
+            if [tensor.shape for tensor in getattr(layer, "inputs", [])] != [tensor.shape for tensor in inputs]:
                 raise PipelineError(
                     f"nested model {within + layer.name!r} has no graph for {inputs[0].shape}: call its layers directly"
                 )

@@ -8,6 +8,7 @@ a function of seed, step and place instead of hidden generator state.
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -74,7 +75,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.convert_to_tensor(weight.value)
 
 
-FASTER = {keras.layers.Dropout: Dropout, keras.layers.BatchNormalization: BatchNormalization}
+FASTER: dict[type, Any] = {keras.layers.Dropout: Dropout, keras.layers.BatchNormalization: BatchNormalization}
 
 
 def twin(model: keras.Model, seed: int, policy: str = "float32") -> keras.Model:
@@ -94,7 +95,7 @@ def twin(model: keras.Model, seed: int, policy: str = "float32") -> keras.Model:
         model = keras.Model(model.input, output_layer.input)
         output_layer = model.output._keras_history.operation
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def clone(layer):
         kind = FASTER.get(type(layer), type(layer))
         config = layer.get_config()
         for key, value in config.items():
@@ -108,13 +109,13 @@ def twin(model: keras.Model, seed: int, policy: str = "float32") -> keras.Model:
             config["activation"] = "linear"
         copy = kind.from_config(config)
         if isinstance(copy, Dropout):
-            if copy.noise_shape is not None and any(side != None for side in copy.noise_shape):  # noqa: E711
+            if copy.noise_shape:
                 raise ValueError(f"layer {layer.name!r}: Dropout with noise_shape is not supported")
             copy.place = next(places)
         elif hasattr(copy, "seed_generator"):
             raise ValueError(
-                f"layer {layer.name!r} ({type(layer).__name__}) draws random numbers from hidden state, which cannot be "
-                "repeated; use keras.layers.Dropout, or augment through the recipe"
+                f"layer {layer.name!r} ({type(layer).__name__}) draws random numbers from hidden state, which cannot "
+                "be repeated; use keras.layers.Dropout, or augment through the recipe"
             )
         return copy
 

@@ -3,7 +3,9 @@
 Everything random is a function of (seed, epoch, step, place). What a training holds between two epochs is in `State`.
 """
 
+import hashlib
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +22,7 @@ VALIDATION_BATCH = 500  # images
 
 
 class Epoch(NamedTuple):
-    """What an epoch brought; fractions 0..1, cross-entropy in nats, the rate of its last step."""
+    """What an epoch brought: fractions 0..1, cross-entropy in nats, the rate of its last step, speed of training."""
 
     epoch: int
     loss: float
@@ -28,6 +30,11 @@ class Epoch(NamedTuple):
     val_loss: float
     val_accuracy: float
     learning_rate: float
+    images_per_second: float
+
+    def figures(self) -> dict[str, float]:
+        """All but the speed: equal for equal weights."""
+        return {name: value for name, value in self._asdict().items() if name != "images_per_second"}
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -54,9 +61,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"shape": self.shape, "peak": self.peak, "steps": self.steps}
 
 
-def make_optimizer(recipe: "Recipe", steps: int, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
+def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
     """The recipe's optimizer. Weight decay is decoupled and spares biases and norms (all weights of rank 1)."""
-    schedule = Schedule(recipe.schedule, recipe.learning_rate, steps, recipe.warmup_fraction)
     decay = recipe.weight_decay or None
     optimizer: keras.optimizers.Optimizer
     if recipe.optimizer == "sgd":
@@ -85,7 +91,7 @@ def train(
     """Trains `model`: its weights are the result.
 
     An epoch is `len(train_split) // batch_size` full batches of a fresh order; the rest waits for the next epoch.
-    Validation is of `model` itself: stock layers, float32, the weights (or their moving average) as they would be saved.
+    Validation is of `model` itself: stock layers, float32, the weights (or their moving average) as they are saved.
 
     Args:
         model: stock Keras layers, uint8 images in, probabilities out.
@@ -109,7 +115,8 @@ def train(
     steps = len(train_split.labels) // recipe.batch_size
     with strategy.scope():
         fast = layers.twin(model, seed, policy)
-        optimizer = make_optimizer(recipe, steps * recipe.epochs, policy, fast)
+        schedule = Schedule(recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction)
+        optimizer = make_optimizer(recipe, schedule, policy, fast)
         averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
     layers.copy_weights(fast.weights, model)
     run_steps = _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy)
@@ -118,19 +125,22 @@ def train(
     for epoch in range(1, recipe.epochs + 1):
         order = tf.constant(dataset.permutation(seed, epoch, len(train_split.labels)))
         loss_sum = correct = 0.0
+        began = time.monotonic()
         for start in range(0, steps, chunk):
             done = min(start + chunk, steps)
             losses, hits = run_steps(order, tf.constant(epoch), tf.constant(start), tf.constant(done))
             loss_sum, correct = loss_sum + float(losses), correct + float(hits)
             if not math.isfinite(loss_sum):
-                raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, between steps {start + 1} and {done}")
+                raise FloatingPointError(
+                    f"the loss is {loss_sum} in epoch {epoch}, between steps {start + 1} and {done}"
+                )
             on_steps(epoch, done, steps, loss_sum / done)
+        seen = steps * recipe.batch_size
+        speed = seen / (time.monotonic() - began)
         layers.copy_weights(averages or fast.weights, model)
         val_loss, val_accuracy = (float(value) for value in validate())
-        last_step = steps * epoch - 1
-        rate = float(Schedule(recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction)(last_step))
-        seen = steps * recipe.batch_size
-        on_epoch(Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate))
+        rate = float(schedule(steps * epoch - 1))
+        on_epoch(Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate, speed))
 
 
 def _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy) -> Callable:
@@ -195,9 +205,7 @@ def _graph_of_validation(model: keras.Model, split: dataset.Split) -> Callable:
 
 
 def digest(model: keras.Model) -> str:
-    """A short digest of all weights: equal for equal weights, unlike a `.keras` file's."""
-    import hashlib
-
+    """A short digest of all weights."""
     sha = hashlib.sha256()
     for weight in model.weights:
         sha.update(np.ascontiguousarray(weight.numpy()).tobytes())

@@ -16,15 +16,15 @@ TRAINING_IMAGES = 50_000
 TEST_IMAGES = 10_000
 
 
-def _whole(low: int, high: int, **more: int) -> Any:
+def _whole(low: int, high: int, **more: Any) -> Any:
     multiple = f", a multiple of {more['multiple_of']}" if more else ""
     return Field(ge=low, le=high, description=f"a whole number from {low} to {high}{multiple}", **more)
 
 
 def _number(low: float, high: float, *, below: bool = False) -> Any:
-    bound = {"lt": high} if below else {"le": high}
+    bound: dict[str, Any] = {"lt": high} if below else {"le": high}
     words = f"a number from {low:g} to {'below ' if below else ''}{high:g}"
-    return Field(ge=low, allow_inf_nan=False, description=words, **bound)  # type: ignore[arg-type]
+    return Field(ge=low, allow_inf_nan=False, description=words, **bound)
 
 
 def _choice(*values: str) -> Any:
@@ -151,16 +151,26 @@ def read(path: str | Path = "params.yaml") -> Params:
     Raises:
         PipelineError: one line with the key, the value received and what is allowed.
     """
-    path = Path(path)
+    return check(parse(path), str(path))
+
+
+def parse(path: str | Path) -> Any:
+    """The file's values, unchecked. Raises PipelineError if it cannot be read or is not YAML."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PipelineError(f"{path} is not here; run the command in the folder that holds it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} cannot be read: {error}") from None
+    return parse_text(text, str(path))
+
+
+def parse_text(text: str, source: str) -> Any:
+    """The values of YAML text; `source` is named in errors. Raises PipelineError if it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PipelineError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return check(tree, str(path))
+        raise PipelineError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def check(tree: Any, source: str = "params.yaml") -> Params:
@@ -263,7 +273,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,30}$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(

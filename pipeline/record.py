@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def day_ms(day: str) -> int:
+    """The start of a day, `YYYY-MM-DD` in UTC, in ms since 1970."""
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000)
 
 
 def now_ms() -> int:

@@ -63,10 +63,11 @@ def _fault(model: keras.Model) -> str | None:
     """What keeps the pipeline from training this model, with the fix; None if nothing does."""
     import keras
 
-    # A subclassed keras.Model has no graph, so neither inputs nor outputs before it is called.
-    if not isinstance(model, keras.Model) or len(model.inputs or []) != 1 or len(model.outputs or []) != 1:
+    # A subclassed keras.Model has no graph, so neither inputs nor outputs.
+    ends = [getattr(model, end, None) or [] for end in ("inputs", "outputs")]
+    if not isinstance(model, keras.Model) or [len(tensors) for tensors in ends] != [1, 1]:
         return f"{type(model).__name__}: return a functional or Sequential keras.Model with one input and one output"
-    pixel, output = model.inputs[0], model.outputs[0]
+    (pixel,), (output,) = ends
     if pixel.shape != (None, 32, 32, 3) or pixel.dtype != "uint8":
         return f"the input {pixel.shape} {pixel.dtype}, not (None, 32, 32, 3) uint8: begin with `inputs, x = pixels()`"
     if output.shape != (None, 10) or output.dtype != "float32":

@@ -1,0 +1,46 @@
+# Needs Python 3.11 to 3.13, git and make. Everything is installed in .venv, whatever environment is active.
+PYTHON ?= python3
+LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
+
+.PHONY: setup run repro test test-all lint ui lock clean
+
+setup: .venv/$(LOCK).installed
+
+# uv installs a locked environment in seconds; it is itself in the lock, so pip can check its hash.
+.venv/$(LOCK).installed: $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; choose another with: make setup PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > .venv/uv.txt
+	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	uv pip sync --quiet --python .venv --compile-bytecode --require-hashes $(LOCK)
+	rm -f .venv/*.installed && touch $@
+
+run: setup ## show the recorded results, then train both models on a part of the data, in minutes
+	python -m pipeline.compare --show
+	MLFLOW_EXPERIMENT_NAME=quick python -m pipeline.workspace quick --overlay params.quick.yaml
+	@echo; echo 'Look at it:  .venv/bin/mlflow ui   and open http://127.0.0.1:5000 (experiment "quick")'
+
+repro: setup ## the full job
+	dvc repro
+
+test: setup ## in minutes
+	python -m pytest -m "not slow"
+
+test-all: setup
+	python -m pytest
+
+lint: setup
+	ruff check . && ruff format --check . && mypy
+
+ui: setup
+	mlflow ui
+
+lock: setup ## after a change of dependencies in pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra dev --extra gpu -c requirements.txt pyproject.toml -o requirements-gpu.txt
+
+clean: ## workspaces and caches; recorded results and the MLflow store stay
+	rm -rf .workspaces .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""What a training runs on: device, precision, replicas. Asked for in params.yaml, resolved here."""
+
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pipeline.command import PipelineError
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+class Device(NamedTuple):
+    """The resolved device: `CPU` or GPU names, the Keras dtype policy, a strategy if there are several GPUs."""
+
+    name: str
+    processor: str
+    threads: int
+    precision: str
+    policy: str
+    strategy: tf.distribute.Strategy | None
+
+
+def resolve(device: str = "auto", precision: str = "auto") -> Device:
+    """Sets TensorFlow up for a device and a precision; call it before anything else of TensorFlow.
+
+    Args:
+        device: auto (every GPU if there is one), cpu or gpu.
+        precision: auto (bfloat16 where the processor has instructions for it, float16 on older GPUs with tensor
+            cores, else float32), float32, bfloat16 or float16.
+
+    Raises:
+        PipelineError: `gpu` is asked for and there is none.
+    """
+    gpus = [] if device == "cpu" else tf.config.list_physical_devices("GPU")
+    if device == "gpu" and not gpus:
+        raise PipelineError(
+            "train.device: received gpu, but TensorFlow sees no GPU; "
+            "use auto or cpu, or install the CUDA build with `make setup GPU=1`"
+        )
+    if not gpus:
+        tf.config.set_visible_devices([], "GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if precision == "auto":
+        precision = _fastest_precision(gpus)
+    if precision == "float16" and not gpus:
+        raise PipelineError("precision: received float16, which is slow and inexact on a CPU; use auto or bfloat16")
+    details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    return Device(
+        name=", ".join(details) or "CPU",
+        processor=processor(),
+        threads=threads(),
+        precision=precision,
+        policy=POLICIES[precision],
+        strategy=tf.distribute.MirroredStrategy() if len(gpus) > 1 else None,
+    )
+
+
+def processor() -> str:
+    """The processor's name."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Of what computes and what records."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("tensorflow", "keras", "numpy", "mlflow", "dvc")
+    }
+
+
+def _fastest_precision(gpus: list) -> str:
+    if gpus:
+        capability = min(
+            tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus
+        )
+        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+    flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

