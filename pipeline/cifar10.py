@@ -151,20 +151,22 @@ def _digest(file: Path, kind: str) -> str:
 
 
 class _BoundedGzip(gzip.GzipFile):
-    """Ends a decompression bomb: unpacks no more than the published archives hold."""
+    """Ends a decompression bomb. Counts what is asked for: tarfile goes on asking past the end for a huge member."""
+
+    asked_bytes = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        content = super().read(size)
-        if self.tell() > UNPACKED_BYTES_MAX:
-            raise PipelineError(f"it unpacks to more than {UNPACKED_BYTES_MAX:,} bytes")
-        return content
+        self.asked_bytes += size or 0
+        if self.asked_bytes > UNPACKED_BYTES_MAX:
+            raise PipelineError(f"it would unpack to more than {UNPACKED_BYTES_MAX:,} bytes")
+        return super().read(size)
 
 
 def _members(archive: Path, wanted: Collection[str], folder: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of each wanted file, at the top of a .tar.gz archive or in its `folder`. Writes nothing."""
     missing = set(wanted)
     try:
-        with _BoundedGzip(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 20) as tar:
+        with _BoundedGzip(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for member in tar:
                 name = member.name.removeprefix("./").removeprefix(f"{folder}/")
                 if name not in wanted:
@@ -174,7 +176,7 @@ def _members(archive: Path, wanted: Collection[str], folder: str) -> Iterator[tu
                     raise PipelineError(f"its {name} is not a regular file of at most {FILE_BYTES:,} bytes")
                 missing.discard(name)
                 yield name, content.read()
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError) as error:
         raise PipelineError(f"it is not a whole .tar.gz archive: {error}") from None
     if missing:
         raise PipelineError(f"it has no file {', '.join(sorted(missing))}")

@@ -32,7 +32,7 @@ COLUMNS = {  # key in comparison.json: header, format, scale
     "val_accuracy": ("val.\n%", ".2f", 100),
     "test_accuracy_flip": ("flip\n%", ".2f", 100),
     "parameters": ("\nparameters", ",d", 1),
-    "multiply_adds": ("multiply-\nadds", ",d", 1),
+    "multiply_adds": ("multiply-\nadds, M", ",.1f", 1e-6),
     "epochs": ("\nepochs", "d", 1),
     "training_minutes": ("\nminutes", ",.1f", 1),
     "images_per_second": ("\nimages/s", ",.0f", 1),
@@ -82,7 +82,7 @@ def load(settings: params.Params) -> dict[str, record.Record]:
 
 
 def compare(settings: params.Params, records: dict[str, record.Record]) -> dict[str, Any]:
-    """What comparison.json holds: numbers by recipe and by budget, and in lists all that `dvc metrics` shall not show."""
+    """What comparison.json holds: numbers by recipe and budget, and in lists what `dvc metrics` shall leave out."""
     runs = [_figures(loaded) for loaded in records.values()]
     by_recipe = {recipe: [run for run in runs if run["recipe"] == recipe] for recipe in settings.recipes}
     recipes = {recipe: _over_seeds(seeds) for recipe, seeds in by_recipe.items() if seeds}
@@ -93,6 +93,11 @@ def compare(settings: params.Params, records: dict[str, record.Record]) -> dict[
             name: {recipe: _verdict(budget, figures) for recipe, figures in recipes.items()}
             for name, budget in settings.compare.budgets.items()
         },
+        "limits": [
+            f"{name}: at most {budget.max_parameters:,} parameters and {budget.max_epochs} epochs, "
+            f"test accuracy above {100 * budget.accuracy_to_beat:.5g} %"
+            for name, budget in settings.compare.budgets.items()
+        ],
         "published": [_published(record.load_reference(name)) for name in record.references()],
         "runs": runs,
     }
@@ -147,21 +152,14 @@ def _published(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(budget: params.Budget, figures: dict[str, Any]) -> dict[str, Any]:
-    parameters, epochs, accuracy = figures["parameters"], figures["epochs"], figures["test_accuracy"]
-    small, short, better = (
-        parameters <= budget.max_parameters,
-        epochs <= budget.max_epochs,
-        accuracy > budget.accuracy_to_beat,
-    )
-    checks = {
-        f"{parameters:,} {'≤' if small else '>'} {budget.max_parameters:,} parameters": small,
-        f"{epochs} {'≤' if short else '>'} {budget.max_epochs} epochs": short,
-        f"{100 * accuracy:.5g} {'>' if better else '≤'} {100 * budget.accuracy_to_beat:.5g} %": better,
-    }
-    return {
-        "passes": all(checks.values()),
-        "because": [check for check, kept in checks.items() if kept == all(checks.values())],
-    }
+    because = []
+    if figures["parameters"] > budget.max_parameters:
+        because.append(f"{figures['parameters']:,} parameters exceed {budget.max_parameters:,}")
+    if figures["epochs"] > budget.max_epochs:
+        because.append(f"{figures['epochs']} epochs exceed {budget.max_epochs}")
+    if figures["test_accuracy"] <= budget.accuracy_to_beat:
+        because.append(f"{100 * figures['test_accuracy']:.5g} % does not beat {100 * budget.accuracy_to_beat:.5g} %")
+    return {"passes": not because, "because": because}
 
 
 def figure_rows(comparison: dict[str, Any]) -> Rows:
@@ -173,7 +171,7 @@ def figure_rows(comparison: dict[str, Any]) -> Rows:
 
 def budget_rows(comparison: dict[str, Any]) -> Rows:
     """Every budget against every recipe; the header first."""
-    return [["budget", "recipe", "result", "because"]] + [
+    return [["budget", "recipe", "result", ""]] + [
         [budget, recipe, "pass" if verdict["passes"] else "fail", ", ".join(verdict["because"])]
         for budget, verdicts in comparison["budgets"].items()
         for recipe, verdict in verdicts.items()
@@ -186,9 +184,10 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def _are_numbers(rows: Rows) -> list[bool]:
+    """Of each column, whether it is to be aligned right."""
     return [
-        all(cell == UNKNOWN or cell.replace(",", "").replace(".", "").isdigit() for cell in column)
-        for column in zip(*rows[1:], strict=True)
+        all(row[place] == UNKNOWN or row[place].replace(",", "").replace(".", "").isdigit() for row in rows[1:])
+        for place in range(len(rows[0]))
     ]
 
 
@@ -215,17 +214,16 @@ def show(comparison: dict[str, Any]) -> None:
 
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = max(console.width, 100)
-    for title, rows, caption in (
-        (TITLE, figure_rows(comparison), "\n".join(_footnotes(comparison))),
-        ("Budgets", budget_rows(comparison), None),
+    for title, rows, notes in (
+        (TITLE, figure_rows(comparison), _footnotes(comparison)),
+        ("Budgets", budget_rows(comparison), comparison["limits"]),
     ):
-        table = Table(title=_title(title, comparison), caption=caption, box=box.SIMPLE_HEAD, show_edge=False)
-        table.padding, table.title_justify, table.caption_justify = (0, 1, 0, 0), "left", "left"
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for name, number in zip(rows[0], _are_numbers(rows), strict=True):
             table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
         for row in rows[1:]:
             table.add_row(*(Text(cell, {"pass": "green", "fail": "red"}.get(cell, "")) for cell in row))
-        console.print(table, "")
+        console.print(_title(title, comparison), "", table, "", *notes, "", sep="\n")
 
 
 def markdown(comparison: dict[str, Any]) -> str:
@@ -237,8 +235,8 @@ def markdown(comparison: dict[str, Any]) -> str:
         "![Validation accuracy by epoch](curves.png)",
         "![Test accuracy by number of parameters](accuracy_vs_parameters.png)",
         f"## {_title('Budgets', comparison)}",
-        "A recipe passes if it keeps to both limits and its mean test accuracy is above the accuracy to beat.",
         _markdown(budget_rows(comparison)),
+        "\\\n".join(comparison["limits"]),
         "## How it was measured",
         HOW,
         _markdown(
@@ -263,25 +261,24 @@ def _markdown(rows: Rows) -> str:
 
 def draw_curves(comparison: dict[str, Any], histories: dict[str, History]) -> bytes:
     """Validation accuracy by epoch, as PNG."""
-    figure, axes = _axes("Validation accuracy by epoch", "epoch", "validation accuracy, %", comparison)
+    figure, axes = _axes(
+        "Validation accuracy by epoch", "epoch", "validation accuracy, % (published: test images)", comparison
+    )
 
     def curve(name: str, label: str, colour: str, dashes: str = "-") -> None:
-        rows = histories[name]
-        values = [100 * row["val_accuracy"] for row in rows]
-        axes.plot([row["epoch"] for row in rows], values, dashes, color=colour, label=label, alpha=0.8)
+        epochs, values = zip(*((row["epoch"], 100 * row["val_accuracy"]) for row in histories[name]), strict=True)
+        axes.plot(epochs, values, dashes, color=colour, alpha=0.8, label=label, marker=".", markevery=[-1])
 
-    for row, dashes in zip(comparison["published"], cycle(("--", ":", "-."))):
-        label = f"{row['run']}: {_cell(row, 'test_accuracy')}"
+    for row, dashes in zip(comparison["published"], cycle(("--", ":", "-.")), strict=False):
         if row["run"] in histories:
-            curve(row["run"], label, "black", dashes)
+            curve(row["run"], _label(row["run"], row), "black", dashes)
         else:
-            axes.axhline(100 * row["test_accuracy"], color="0.5", linestyle=dashes, label=f"{label} (last epoch)")
-    for (recipe, figures), colour in zip(comparison["recipes"].items(), cycle(COLOURS)):
-        label = f"{recipe}: {_cell(figures, 'val_accuracy')}{_of_seeds(figures)}"
-        for run in comparison["runs"]:
-            if run["recipe"] == recipe:
-                curve(run["run"], label, colour)
-                label = ""  # one entry a recipe
+            label = _label(row["run"], row) + " (last epoch)"
+            axes.axhline(100 * row["test_accuracy"], color="0.5", linestyle=dashes, label=label)
+    for (recipe, figures), colour in zip(comparison["recipes"].items(), cycle(COLOURS), strict=False):
+        seeds = [run["run"] for run in comparison["runs"] if run["recipe"] == recipe]
+        for place, run in enumerate(seeds):
+            curve(run, "" if place else _label(recipe, figures, "val_accuracy"), colour)
     # What is compared is at the end: the first tenth of the epochs may fall out of the picture.
     late = [row["val_accuracy"] for rows in histories.values() for row in rows[len(rows) // 10 :]]
     axes.set_ylim(bottom=max(0, 100 * min(late) - 2))
@@ -289,35 +286,23 @@ def draw_curves(comparison: dict[str, Any], histories: dict[str, History]) -> by
 
 
 def draw_accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
-    """Test accuracy by number of parameters, as PNG; shaded: smaller and better than what is published."""
+    """Test accuracy by number of parameters, as PNG; grey: fewer parameters and better than what is published."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     title = "Test accuracy by number of parameters"
     figure, axes = _axes(title, "parameters (grey: fewer, and better, than published)", "test accuracy, %", comparison)
-    published, recipes = comparison["published"], comparison["recipes"]
-    sizes = [row["parameters"] for row in [*published, *recipes.values()]]
-    for row, marker in zip(published, cycle("sDv")):
+    rows = [*comparison["published"], *comparison["recipes"].values()]
+    left, right = min(row["parameters"] for row in rows) / 2, max(row["parameters"] for row in rows) * 2
+    for row, marker in zip(comparison["published"], cycle("sDv"), strict=False):
         x, y = row["parameters"], 100 * row["test_accuracy"]
-        label = f"{row['run']}: {_cell(row, 'test_accuracy')}"
-        axes.fill_between([min(sizes) / 2, x], y, 100, color="black", alpha=0.06, linewidth=0)
-        axes.plot(x, y, marker, color="black", fillstyle="none", label=label)
-    for (recipe, row), colour in zip(recipes.items(), cycle(COLOURS)):
-        spread = row["test_accuracy_spread"]
-        label = f"{recipe}: {_cell(row, 'test_accuracy')}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-        error = 100 * spread if spread is not None else None
-        axes.errorbar(
-            row["parameters"],
-            100 * row["test_accuracy"],
-            error,
-            fmt="o",
-            color=colour,
-            capsize=4,
-            label=label + _of_seeds(row),
-        )
+        axes.fill_between([left, x], y, 100, color="black", alpha=0.06, linewidth=0)
+        axes.plot(x, y, marker, color="black", fillstyle="none", label=_label(row["run"], row))
+    for (recipe, row), colour in zip(comparison["recipes"].items(), cycle(COLOURS), strict=False):
+        x, y, spread = row["parameters"], 100 * row["test_accuracy"], 100 * (row["test_accuracy_spread"] or 0)
+        axes.errorbar(x, y, spread or None, fmt="o", color=colour, capsize=4, label=_label(recipe, row))
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
-    best = max(row["test_accuracy"] + (row.get("test_accuracy_spread") or 0) for row in [*published, *recipes.values()])
-    axes.set_ylim(top=100 * best + 1)
+    axes.set_xlim(left, right)
+    axes.set_ylim(top=100 * max(row["test_accuracy"] + (row.get("test_accuracy_spread") or 0) for row in rows) + 1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
@@ -325,23 +310,24 @@ def draw_accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
 
 
 def _axes(title: str, x: str, y: str, comparison: dict[str, Any]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure  # without pyplot: no state, no window, 0.3 s less
+    from matplotlib.figure import Figure  # without pyplot: no state, no window
 
     figure = Figure((9, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot(title=_title(title, comparison), xlabel=x, ylabel=y)
+    figure.suptitle(_title(title, comparison))
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def _of_seeds(figures: dict[str, Any]) -> str:
-    return f" ({figures['seeds']} seeds)" if figures["seeds"] > 1 else ""
+def _label(name: str, figures: dict[str, Any], key: str = "test_accuracy") -> str:
+    return f"{name}: {_cell(figures, key)}" + (f" (mean of {figures['seeds']})" if figures["seeds"] > 1 else "")
 
 
 def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
-    figure.legend(loc="outside right center", frameon=False)  # beside the axes: it can hide nothing
+    figure.legend(loc="outside right center", frameon=False)  # beside the axes: there it hides nothing
     figure.savefig(content, metadata={"Software": None})  # else the file names matplotlib's version
     return content.getvalue()
 

@@ -29,8 +29,7 @@ DATA = Path("data/cifar10")
 PREDICTION_BATCH = 500  # images
 THROUGHPUT_BATCH = 256  # images
 LATENCY_CALLS, THROUGHPUT_CALLS = 200, 20  # timed, after a tenth as many that are not
-SMALLEST_PROBABILITY = 1e-7  # below it Keras' cross-entropy does not look either
-TRAINING_COLOUR, VALIDATION_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito: colour-blind eyes tell them apart
+SPLITS = (("training", "", "#0072B2", "--"), ("validation", "val_", "#D55E00", "-"))  # colours: Okabe and Ito
 
 
 def main() -> None:
@@ -45,11 +44,14 @@ def main() -> None:
         raise PipelineError(f"the training of {run} is {status}, not finished: train it with `dvc repro train@{run}`")
 
     command.import_tensorflow()
+    import tensorflow as tf
+
     from pipeline import device, geometry, tracking
 
     machine = device.resolve(settings.train.device, "float32")
-    if machine.name != "CPU":
-        _make_gpu_exact()
+    if machine.name != "CPU":  # a GPU left to itself rounds products to 10 bits and gives other last digits each time
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        tf.config.experimental.enable_op_determinism()
     model = load_model(log.model_file, run)
     test, val = read_splits(settings.data)
     layers = geometry.geometry(model)
@@ -76,7 +78,9 @@ def main() -> None:
     }
 
     for name, picture in pictures.items():
-        _write_bytes(log.folder / name, picture)
+        partial = log.folder / f".{name}.partial"
+        partial.write_bytes(picture)
+        os.replace(partial, log.folder / name)
     record.write_json(log.folder / "geometry.json", geometry.as_rows(layers))
     record.write_json(log.folder / "speed.json", speed)
     record.write_json(log.folder / "evaluation.json", evaluation)
@@ -189,23 +193,14 @@ def _graph(model: keras.Model, batch_size: int | None) -> Any:
     return tf.function(lambda images: model(images, training=False), input_signature=[pixels])
 
 
-def _make_gpu_exact() -> None:
-    """Equal weights give equal numbers, and float32 is float32, whose products a GPU else rounds to 10 bits."""
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose most probable class, of several the first, is the true one."""
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log of the true class's probability, in nats; probabilities below 1e-7 count as 1e-7."""
-    of_true_class = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(of_true_class, SMALLEST_PROBABILITY, 1)).mean())
+    """Mean of -log of the true class's probability, in nats; below 1e-7 it counts as 1e-7, as in Keras."""
+    return float(-np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)).mean())
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -258,11 +253,8 @@ def draw_curves(run: str, history: list[dict[str, float]]) -> bytes:
     epochs = [row["epoch"] for row in history]
     for place, (key, unit, scale, form) in enumerate((("loss", "nats", 1, ".3f"), ("accuracy", "%", 100, ".2f")), 1):
         axes = figure.add_subplot(1, 2, place, title=f"{run}: {key}", xlabel="epoch", ylabel=f"{key}, {unit}")
-        for split, column, colour, line in (
-            ("training", key, TRAINING_COLOUR, "--"),
-            ("validation", f"val_{key}", VALIDATION_COLOUR, "-"),
-        ):
-            values = [scale * row[column] for row in history]
+        for split, prefix, colour, line in SPLITS:
+            values = [scale * row[prefix + key] for row in history]
             axes.plot(epochs, values, line, color=colour, marker=".", label=f"{split}: {values[-1]:{form}}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
@@ -280,16 +272,17 @@ def draw_confusion(run: str, confusion: np.ndarray) -> bytes:
     figure = _figure(8, 7)
     title = f"{run}: {np.trace(confusion):,} of {confusion.sum():,} test images are right"
     axes = figure.add_subplot(title=title, xlabel="predicted class", ylabel="true class")
-    # The square root: else whatever is off the diagonal looks like nothing.
-    picture = axes.imshow(shares, cmap="cividis_r", norm=PowerNorm(0.5, 0, 1))
+    # By the square root: what is off the diagonal would be white otherwise.
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (row, column), images in np.ndenumerate(confusion):
-        colour = "white" if shares[row, column] > 0.25 else "black"
-        axes.text(column, row, f"{images:,}", ha="center", va="center", color=colour, fontsize=9)
-    figure.colorbar(picture, label="share of the true class", format=PercentFormatter(1), shrink=0.8)
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        axes.text(column, row, f"{images:,}" if images else "", ha="center", va="center", color=colour, fontsize=9)
+    bar = figure.colorbar(picture, label="share of the true class", format=PercentFormatter(1), shrink=0.8)
+    bar.outline.set_visible(False)
     return _png(figure)
 
 
@@ -299,7 +292,7 @@ def draw_mistakes(run: str, test: Split, probabilities: np.ndarray, count: int) 
     columns = max(3, ceil(sqrt(len(mistakes))))
     rows = max(1, ceil(len(mistakes) / columns))
     figure = _figure(1.7 * columns, 1.95 * rows + 0.7)
-    figure.suptitle(f"{run}: the {len(mistakes)} most confident mistakes\ntrue class → predicted class, confidence")
+    figure.suptitle(f"{run}: most confident mistakes on the test images\ntrue class → predicted class, confidence")
     for place, image in enumerate(mistakes, 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(test.images[image], interpolation="nearest")
@@ -320,12 +313,6 @@ def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, metadata={"Software": None})  # by default it names matplotlib's version
     return content.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def show(run: str, evaluation: dict[str, Any], speed: dict[str, Any], comparable: bool) -> None:

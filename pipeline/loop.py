@@ -131,9 +131,7 @@ def train(
             losses, hits = run_steps(order, tf.constant(epoch), tf.constant(start), tf.constant(done))
             loss_sum, correct = loss_sum + float(losses), correct + float(hits)
             if not math.isfinite(loss_sum):
-                raise FloatingPointError(
-                    f"the loss is {loss_sum} in epoch {epoch}, between steps {start + 1} and {done}"
-                )
+                raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, steps {start + 1} to {done}")
             on_steps(epoch, done, steps, loss_sum / done)
         seen = steps * recipe.batch_size
         speed = seen / (time.monotonic() - began)

@@ -1,7 +1,5 @@
 """What a person sees of a training: a moving line and a row for each epoch; without a terminal the rows alone."""
 
-import time
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -29,11 +27,10 @@ class TrainingProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("epoch 1", total=epochs, completed=done, speed="")
-        self._console.print(title)
+        self._console.print(title, soft_wrap=True)
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
-        self._since = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ reached costs a warning and some seconds, never a training.
 
 import json
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ EXPERIMENT = "cifar10"
 RECORD_ID = "record_id"  # the tag that a run is found by
 IN_STEP = "record_digest"  # the tag that is set last: the digest of the record that the run mirrors
 TRAINING_METRICS = ("epoch_seconds", "images_per_second")
+NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads"}
 
 # A store that is away may cost 10 s, not MLflow's default of minutes. Whoever sets these variables is heard.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
@@ -50,7 +52,7 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _without_secrets(" ".join(str(error).split()))[:300]
         print(
             f"warning: MLflow could not {what} at {_without_secrets(store_uri())} ({type(error).__name__}: {reason}). "
             "The record on disk is complete; `dvc repro` completes the store later.",
@@ -82,11 +84,11 @@ def in_step(wanted: Iterable[str]) -> bool:
 
     Asked of SQLite itself: importing MLflow and opening its store costs 2 s of every `dvc repro`.
     """
-    uri = store_uri()
-    if not uri.startswith("sqlite:///"):
+    database = _database()
+    if database is None or not database.exists():
         return False
     try:
-        connection = sqlite3.connect(f"file:{uri.removeprefix('sqlite:///')}?mode=ro", uri=True, timeout=1)
+        connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)
         try:
             rows = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
@@ -141,7 +143,7 @@ def _mirror(record: Record, live: bool) -> str:
     run = _find(experiment, record.id)
     if run is None:
         tags = _tags(record) | ({} if live else {"replayed": "true"})
-        run = client.create_run(experiment, training["started_ms"], tags, record.run)
+        run = client.get_run(client.create_run(experiment, training["started_ms"], tags, record.run).info.run_id)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
@@ -248,8 +250,9 @@ def _experiment() -> str:
     name = _experiment_name()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        embedded = store_uri().startswith("sqlite:")
-        place = (root() / "mlruns" / name).as_uri() if embedded else None  # where a server keeps files is its business
+        # Beside the embedded store, as `mlflow ui` there would; where a server keeps files is its business.
+        database = _database()
+        place = (database.parent / "mlruns" / name).as_uri() if database else None
         try:
             return client.create_experiment(name, artifact_location=place)
         except MlflowException:  # another run beside this one was faster
@@ -300,7 +303,7 @@ def _flat(*figures: dict[str, Any]) -> dict[str, float]:
     for name, value in (item for group in figures for item in group.items()):
         if isinstance(value, dict):
             flat |= {f"{name}/{key}": float(number) for key, number in value.items()}
-        elif isinstance(value, int | float) and name != "evaluated_ms":
+        elif isinstance(value, int | float) and name not in NOT_METRICS:
             flat[name] = float(value)
     return flat
 
@@ -313,6 +316,7 @@ def _log_model(run_id: str, record: Record) -> None:
     from mlflow.models.signature import infer_signature
 
     mlflow.set_tracking_uri(store_uri())
+    keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar
     model = keras.saving.load_model(record.model_file, compile=False)
     example = np.zeros((1, 32, 32, 3), np.uint8)
     environment = record.training["environment"]
@@ -328,7 +332,12 @@ def _log_model(run_id: str, record: Record) -> None:
     )
 
 
-def _without_secrets(uri: str) -> str:
-    """The address without a user's name or password."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def _database() -> Path | None:
+    """The file of an embedded store; None if the store is a server or another database."""
+    uri = store_uri()
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _without_secrets(text: str) -> str:
+    """The text without the user names and passwords of the addresses in it."""
+    return re.sub(r"://[^/\s@]*@", "://", text)

@@ -98,7 +98,7 @@ def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
         "device": machine.name,
         "processor": machine.processor,
         "threads": machine.threads,
-        "resolved_precision": machine.precision,
+        "precision": machine.precision,
         **device.versions(),
     }
 

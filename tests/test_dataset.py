@@ -1,0 +1,127 @@
+"""Splits are disjoint, balanced and fixed; an epoch's order and augmentation follow from seed, epoch and step."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+dataset = pytest.importorskip("pipeline.dataset")
+
+
+def keys(split):
+    return {image.tobytes() for image in split.images}
+
+
+def test_records_are_decoded_label_then_planes(tmp_path):
+    record = np.arange(3073, dtype=np.uint32).astype(np.uint8)
+    record[0] = 7
+    record.tofile(tmp_path / "one.bin")
+    split = dataset.read_records(tmp_path, ("one.bin",))
+    assert split.labels.tolist() == [7]
+    row, column = 3, 5
+    assert split.images[0, row, column].tolist() == [record[1 + 1024 * c + 32 * row + column] for c in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("size", "label", "said"), [(3072, 0, "3072 bytes"), (0, 0, "0 bytes"), (3073, 10, "label 10")]
+)
+def test_damaged_records_are_named(tmp_path, size, label, said):
+    np.full(size, label, np.uint8).tofile(tmp_path / "bad.bin")
+    with pytest.raises(ValueError, match=rf"bad\.bin has .*{said}"):
+        dataset.read_records(tmp_path, ("bad.bin",))
+
+
+@settings(max_examples=20, deadline=None)
+@given(train=st.integers(1, 50), val=st.integers(1, 50), seed=st.integers(0, 2**31 - 1))
+def test_holdout_never_overlaps_and_is_balanced(tiny_cifar10, train, val, seed):
+    train_split, val_split = dataset.read_train_val(tiny_cifar10, 10 * train, 10 * val, seed)
+    assert np.bincount(train_split.labels).tolist() == [train] * 10
+    assert np.bincount(val_split.labels).tolist() == [val] * 10
+    assert not keys(train_split) & keys(val_split)
+
+
+def test_holdout_is_the_same_whatever_the_number_of_training_images(tiny_cifar10):
+    _, some = dataset.read_train_val(tiny_cifar10, 100, 50, 0)
+    _, more = dataset.read_train_val(tiny_cifar10, 900, 50, 0)
+    assert np.array_equal(some.images, more.images)
+    _, other = dataset.read_train_val(tiny_cifar10, 100, 50, 1)
+    assert not np.array_equal(some.images, other.images)
+
+
+def test_more_images_than_there_are_is_said(tiny_cifar10):
+    with pytest.raises(ValueError, match="too few images for 1000 training and 10 validation"):
+        dataset.read_train_val(tiny_cifar10, 1000, 10, 0)
+
+
+def test_test_split_is_not_among_the_training_records(tiny_cifar10):
+    train_split, val_split = dataset.read_train_val(tiny_cifar10, 900, 100, 0)
+    test_split = dataset.read_test(tiny_cifar10, 200, 0)
+    assert not keys(test_split) & (keys(train_split) | keys(val_split))
+    assert len(dataset.read_test(tiny_cifar10, 50, 0).labels) == 50
+
+
+def test_each_epoch_has_a_fresh_order_that_can_be_had_again():
+    first, second = dataset.permutation(3, 1, 1000), dataset.permutation(3, 2, 1000)
+    assert sorted(first) == sorted(second) == list(range(1000))
+    assert np.mean(first == second) < 0.02
+    assert np.array_equal(first, dataset.permutation(3, 1, 1000))
+    assert np.mean(first == dataset.permutation(4, 1, 1000)) < 0.02
+
+
+def augment(tensorflow, images, flip, crop_pixels, epoch=1, step=0):
+    places = tensorflow.range(len(images), dtype=tensorflow.int32)
+    noise = tensorflow.constant([0, 4096 * step], tensorflow.int64)
+    return dataset.augment(
+        tensorflow.constant(images), places, tensorflow.constant(epoch), noise, flip, crop_pixels
+    ).numpy()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    flip=st.sampled_from(["none", "random", "alternating"]),
+    crop_pixels=st.integers(0, 16),
+    seed=st.integers(0, 99),
+)
+def test_every_augmented_image_is_a_shift_of_the_reflected_image_or_its_mirror(tensorflow, n, flip, crop_pixels, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), np.uint8)
+    augmented = augment(tensorflow, images, flip, crop_pixels, epoch=seed, step=seed)
+    assert augmented.shape == images.shape
+    assert augmented.dtype == np.uint8
+    for image, result in zip(images, augmented, strict=True):
+        pad = [(crop_pixels, crop_pixels)] * 2 + [(0, 0)]
+        sources = [image] if flip == "none" else [image, image[:, ::-1]]
+        padded = [np.pad(source, pad, "reflect") for source in sources]
+        size = 2 * crop_pixels + 1
+        assert any(
+            np.array_equal(p[y : y + 32, x : x + 32], result) for p in padded for y in range(size) for x in range(size)
+        )
+
+
+def test_without_augmentation_images_stay_as_they_are(tensorflow):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    assert np.array_equal(augment(tensorflow, images, "none", 0), images)
+
+
+def test_random_flip_mirrors_half_and_anew_each_step(tensorflow):
+    images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
+    first, second = ((augment(tensorflow, images, "random", 0, step=s) != images).any((1, 2, 3)) for s in (0, 1))
+    assert 0.45 < first.mean() < 0.55
+    assert 0.4 < np.mean(first == second) < 0.6
+
+
+def test_alternating_flip_shows_both_sides_in_any_two_epochs(tensorflow):
+    images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
+    mirrored = [(augment(tensorflow, images, "alternating", 0, epoch=e) != images).any((1, 2, 3)) for e in (1, 2, 3)]
+    assert np.array_equal(mirrored[0], ~mirrored[1])
+    assert np.array_equal(mirrored[0], mirrored[2])
+    assert 0.45 < mirrored[0].mean() < 0.55
+
+
+def test_shifts_are_spread_evenly(tensorflow):
+    images = np.zeros((4000, 32, 32, 3), np.uint8)
+    images[:, 16, 16] = 255
+    rows = augment(tensorflow, images, "none", 2)[..., 0].argmax(1).max(1)
+    counts = np.bincount(rows, minlength=19)[14:19]
+    assert counts.sum() == 4000
+    assert counts.min() > 680  # of 800 expected: more than 4 standard deviations

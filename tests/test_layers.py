@@ -1,0 +1,124 @@
+"""The fast twin computes what the stock model computes."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+import keras
+import tensorflow as tf
+
+from pipeline import layers, models
+
+
+@pytest.fixture
+def activations():
+    return np.random.default_rng(0).normal(3, 2, (8, 6, 5, 16)).astype(np.float32)
+
+
+def trained_step(layer, inputs):
+    """Outputs, input gradient, weight gradients of one training step with a fixed direction of descent."""
+    x = tf.constant(inputs)
+    direction = tf.constant(np.random.default_rng(1).normal(size=inputs.shape).astype(np.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+        loss = tf.reduce_sum(tf.cast(y, tf.float32) * direction)
+    return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.05)], ids=["float32", "bfloat16"]
+)
+def test_batch_normalization_is_the_stock_one(activations, policy, tolerance):
+    stock, fast = (
+        kind(dtype=policy, momentum=0.9, gamma_initializer="random_uniform")
+        for kind in (keras.layers.BatchNormalization, layers.BatchNormalization)
+    )
+    stock.build(activations.shape)
+    fast.build(activations.shape)
+    fast.set_weights(stock.get_weights())
+    for ours, theirs in zip(trained_step(fast, activations), trained_step(stock, activations), strict=True):
+        scale = np.abs(np.asarray(theirs, np.float32)).max()
+        np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=tolerance * scale)
+    for ours, theirs in zip(fast.weights, stock.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(fast(activations), np.float32), np.asarray(stock(activations), np.float32), atol=tolerance * 3
+    )
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.3, 0.5])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate, policy):
+    layer = layers.Dropout(rate, dtype=policy)
+    layer.place = 1
+    with layers.noise(tf.constant([0, 4096], tf.int64)):
+        kept = np.asarray(layer(np.ones((64, 16, 16, 32), np.float32), training=True), np.float32)
+    assert abs(np.mean(kept == 0) - rate) < 0.004  # the rate is rounded to 1/256
+    assert abs(kept.mean() - 1) < 0.01
+    assert len(np.unique(kept)) == 2
+
+
+def test_dropout_does_nothing_in_inference():
+    inputs = np.ones((2, 3), np.float32)
+    assert np.array_equal(layers.Dropout(0.5)(inputs, training=False), inputs)
+
+
+def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
+    def mask(seed, step, place):
+        layer = layers.Dropout(0.5)
+        layer.place = place
+        with layers.noise(tf.constant([seed, 4096 * step], tf.int64)):
+            return np.asarray(layer(np.ones((100, 100), np.float32), training=True)).ravel() > 0
+
+    first = mask(0, 0, 1)
+    assert np.array_equal(first, mask(0, 0, 1))
+    for other in (mask(0, 0, 2), mask(0, 1, 1), mask(1, 0, 1)):
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.05  # 5 standard deviations
+
+
+def test_dropout_is_independent_of_its_neighbours():
+    layer = layers.Dropout(0.5)
+    with layers.noise(tf.constant([0, 0], tf.int64)):
+        mask = np.asarray(layer(np.ones((64, 32, 32, 16), np.float32), training=True)) > 0
+    for axis in range(4):
+        for distance in (1, 2, 8):
+            first = np.take(mask, range(distance, mask.shape[axis]), axis).ravel()
+            second = np.take(mask, range(mask.shape[axis] - distance), axis).ravel()
+            assert abs(np.corrcoef(first, second)[0, 1]) < 0.006  # 5 standard deviations
+
+
+@pytest.mark.parametrize("name", ["baseline", "custom"])
+def test_twin_gives_the_logits_of_the_model(name):
+    model = models.build(name)
+    twin = layers.twin(model, seed=1)
+    layers.copy_weights(twin.weights, model)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(tf.nn.softmax(twin(images)), model(images), atol=1e-5)
+
+
+def test_initial_weights_follow_from_the_seed_alone():
+    first = layers.twin(models.build("custom"), seed=1)
+    keras.utils.set_random_seed(99)
+    models.build("baseline")
+    again, other = layers.twin(models.build("custom"), seed=1), layers.twin(models.build("custom"), seed=2)
+    kernels = [i for i, weight in enumerate(first.weights) if "kernel" in weight.path]
+    assert kernels
+    for i in kernels:
+        assert np.array_equal(first.weights[i].numpy(), again.weights[i].numpy())
+        assert not np.array_equal(first.weights[i].numpy(), other.weights[i].numpy())
+
+
+def test_logits_are_float32_under_mixed_precision():
+    twin = layers.twin(models.build("custom"), seed=1, policy="mixed_bfloat16")
+    assert twin(np.zeros((1, 32, 32, 3), np.uint8)).dtype == tf.float32
+    assert twin.get_layer("separable1").compute_dtype == "bfloat16"
+
+
+def test_layer_with_hidden_random_state_is_refused():
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras.layers.Dense(10, "softmax")(
+        keras.layers.Flatten()(keras.layers.GaussianNoise(0.1, name="n")(inputs))
+    )
+    with pytest.raises(ValueError, match=r"layer 'n' \(GaussianNoise\) draws random numbers"):
+        layers.twin(keras.Model(inputs, outputs), seed=0)

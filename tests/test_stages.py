@@ -1,0 +1,83 @@
+"""dvc.yaml: what makes a training stale is what changes its weights, no more and no less."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# Imported by a model's file, yet without influence on weights: how errors are shown.
+WITHOUT_INFLUENCE = {"pipeline/__init__.py", "pipeline/command.py"}
+
+
+def imported(path: Path) -> set[str]:
+    """Files of this project that a file imports when it runs, as paths from the root; transitively."""
+    found, waiting = set(), [path]
+    while waiting:
+        tree = ast.parse(waiting.pop().read_text())
+        typing_only = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").startswith("pipeline")
+                and id(node) not in typing_only
+            ):
+                for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
+                    base = ROOT / name.replace(".", "/")
+                    for file in (base.with_suffix(".py"), base / "__init__.py"):
+                        if file.exists() and (relative := str(file.relative_to(ROOT))) not in found:
+                            found.add(relative)
+                            waiting.append(file)
+    return found
+
+
+@pytest.mark.parametrize("model", ["baseline", "custom"])
+def test_training_depends_on_what_changes_weights(model):
+    listed = {dep.replace("${item.model}", model) for dep in STAGES["train"]["do"]["deps"]} - {"data/cifar10"}
+    needed = {"pipeline/loop.py", f"pipeline/models/{model}.py"}
+    for file in list(needed):
+        needed |= imported(ROOT / file)
+    assert listed == needed - WITHOUT_INFLUENCE
+
+
+@pytest.mark.parametrize(
+    "file", ["tracking", "progress", "geometry", "params", "record", "train", "evaluate", "compare"]
+)
+def test_training_does_not_depend_on_what_is_injected(file):
+    assert f"pipeline/{file}.py" not in STAGES["train"]["do"]["deps"]
+
+
+def test_only_cheap_stages_read_what_never_repeats():
+    for stage in ("train", "evaluate"):
+        assert not any("training.json" in dep or "speed.json" in dep for dep in STAGES[stage]["do"]["deps"])
+
+
+def test_only_evaluate_reads_the_test_split():
+    readers = [p.name for p in (ROOT / "pipeline").rglob("*.py") if "read_test(" in p.read_text()]
+    assert sorted(readers) == ["dataset.py", "evaluate.py"]
+
+
+def test_only_tracking_imports_mlflow():
+    importers = [
+        p.name
+        for p in (ROOT / "pipeline").rglob("*.py")
+        if any(line.strip().startswith(("import mlflow", "from mlflow")) for line in p.read_text().splitlines())
+    ]
+    assert importers == ["tracking.py"]
+
+
+def test_every_result_is_kept_in_git_or_fetched():
+    for name, stage in STAGES.items():
+        for out in [
+            *(body := stage.get("do", stage)).get("outs", []),
+            *body.get("metrics", []),
+            *body.get("plots", []),
+        ]:
+            assert name == "fetch" or next(iter(out.values()))["cache"] is False

@@ -1,0 +1,153 @@
+"""The mirror says what the record says, however often and whenever it is asked."""
+
+import json
+
+import pytest
+
+from pipeline import mirror, record, tracking
+
+
+@pytest.fixture
+def log(project) -> record.Record:
+    """A finished run of three epochs, evaluated, without a model."""
+    tracking._client.cache_clear()
+    made = record.begin(
+        "custom-0",
+        "custom",
+        {"model": "custom", "seed": 0, "epochs": 3, "train_images": 45000, "val_images": 5000},
+        True,
+        {"commit": "abc", "dirty": False, "data_hash": "123", "device": "CPU", "precision": "float32"},
+    )
+    for epoch in (1, 2, 3):
+        row = {"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.1 * epoch, "val_loss": 2 / epoch, "val_accuracy": 0.2}
+        made.add_epoch(row, 1.0, 100.0)
+    made.end("finished")
+    record.write_json(
+        made.folder / "evaluation.json", {"test_accuracy": 0.8, "recall": {"cat": 0.5}, "confusion": [[1]]}
+    )
+    record.write_json(made.folder / "speed.json", {"latency_ms": 3.0, "evaluated_ms": record.now_ms(), "device": "CPU"})
+    return record.load("custom-0")
+
+
+def runs():
+    client = tracking._client()
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def state():
+    """All that the store holds, by run."""
+    client = tracking._client()
+    return {
+        run.info.run_id: (
+            run.info.status,
+            run.info.start_time,
+            run.info.end_time,
+            run.data.params,
+            run.data.tags,
+            {
+                k: [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, k)]
+                for k in run.data.metrics
+            },
+        )
+        for run in runs()
+    }
+
+
+def test_mirroring_again_changes_nothing(log):
+    tracking.mirror(log)
+    first = state()
+    tracking.mirror(log)
+    assert state() == first
+    ((status, started, ended, params, tags, metrics),) = first.values()
+    assert (status, started, ended) == ("FINISHED", log.training["started_ms"], log.training["ended_ms"])
+    assert params["epochs"] == "3"
+    assert tags["replayed"] == "true"
+    assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
+    assert [time for *_, time in metrics["loss"]] == [row["ended_ms"] for row in log.training["epochs"]]
+    assert metrics["test_accuracy"][0][:2] == (3, 0.8)
+    assert metrics["recall/cat"][0][1] == 0.5
+    assert metrics["latency_ms"][0][1] == 3.0
+
+
+def test_live_mirroring_epoch_by_epoch_gives_the_same_history(log):
+    whole = (log.history, log.training["epochs"], log.training | {"status": "finished"})
+    log.training |= {"status": "running"}
+    for done in (1, 2):
+        log.history, log.training["epochs"] = whole[0][:done], whole[1][:done]
+        tracking.mirror(log, live=True)
+        assert runs()[0].info.status == "RUNNING"
+    log.history, log.training = whole[0], whole[2] | {"epochs": whole[1]}
+    tracking.mirror(log, live=True)
+    ((status, *_, tags, metrics),) = state().values()
+    assert status == "FINISHED"
+    assert "replayed" not in tags
+    assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
+
+
+def test_mirror_that_broke_off_is_completed(log, monkeypatch):
+    def fail(*_):
+        raise OSError("the server went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking._client(), "set_terminated", fail)
+        assert tracking.mirror(log) is None
+    tracking.mirror(log)
+    ((status, *_, metrics),) = state().values()
+    assert status == "FINISHED"
+    assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
+
+
+def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project, monkeypatch):
+    tree = (
+        (project / "params.yaml")
+        .read_text()
+        .replace("  baseline-0:\n    recipe: baseline\n    model: baseline\n    seed: 0\n", "")
+    )
+    (project / "params.yaml").write_text(tree)
+    mirror.main()
+    assert {run.info.run_name for run in runs()} == {"custom-0", "published-base", "published-custom"}
+    first = state()
+
+    def fail():
+        raise AssertionError("MLflow was asked")
+
+    with monkeypatch.context() as without:
+        without.setattr(tracking, "_client", fail)
+        mirror.main()
+    assert state() == first
+    (project / "mlflow.db").unlink()
+    tracking._client.cache_clear()
+    mirror.main()
+    assert len(runs()) == 3
+
+
+def test_published_history_is_in_the_store(project):
+    tracking._client.cache_clear()
+    tracking.mirror_reference("published-custom")
+    tracking.mirror_reference("published-custom")
+    ((*_, metrics),) = state().values()
+    assert [step for step, *_ in metrics["val_accuracy"]] == list(range(1, 51))
+    assert metrics["val_accuracy"][-1][1] == 0.8239
+
+
+def test_run_inside_mlflow_run_is_a_child(log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "parent")
+    tracking.mirror(log)
+    assert runs()[0].data.tags["mlflow.parentRunId"] == "parent"
+
+
+def test_copies_inside_the_repository_share_its_store(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
+    copied = tracking.root() / ".workspaces/x/pipeline/tracking.py"
+    monkeypatch.setattr(tracking, "__file__", str(copied))
+    assert tracking.root() in copied.parents
+    assert tracking.root().joinpath("Makefile").exists()
+
+
+def test_no_secret_of_the_address_is_stored(log, monkeypatch):
+    monkeypatch.setenv("SOME_SECRET", "hunter2")
+    tracking.mirror(log)
+    assert "hunter2" not in json.dumps(state(), default=str)

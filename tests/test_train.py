@@ -1,0 +1,133 @@
+"""A training leaves a whole record and one MLflow run, and ends with one line when it cannot go on."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow")
+import keras
+import numpy as np
+import yaml
+
+from pipeline import record, tracking, train
+from pipeline.command import PipelineError
+
+
+@pytest.fixture(autouse=True)
+def fresh_client():
+    """Each test has a store of its own."""
+    tracking._client.cache_clear()
+
+
+def run_training(monkeypatch, run="custom-0"):
+    monkeypatch.setattr(sys, "argv", ["train", run])
+    train.main()
+
+
+def change(project, **values):
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["recipes"]["custom"] |= values
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+
+
+def mlflow_run():
+    client = tracking._client()
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return client, run
+
+
+def test_training_leaves_record_model_and_run(project, monkeypatch):
+    change(project, epochs=2)
+    run_training(monkeypatch)
+    log = record.load("custom-0")
+    assert [row["epoch"] for row in log.history] == [1, 2]
+    assert log.training["status"] == "finished"
+    assert log.training["environment"]["device"] == "CPU"
+    model = keras.saving.load_model(log.model_file)
+    assert model.count_params() == 92_027
+    assert model.dtype_policy.name == "float32"
+    assert model.predict(np.zeros((1, 32, 32, 3), np.uint8), verbose=0).sum() == pytest.approx(1)
+
+    client, run = mlflow_run()
+    assert run.info.run_name == "custom-0"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "2"
+    assert run.data.tags["data_hash"] == log.training["environment"]["data_hash"]
+    assert run.data.tags["mlflow.note.content"] == record.NOT_COMPARABLE
+    assert run.inputs.dataset_inputs[0].dataset.name == "cifar10"
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "epoch_seconds"):
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, key)] == [1, 2]
+    assert {"geometry.json", "history.csv"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert len(run.outputs.model_outputs) == 1
+
+
+def test_equal_weights_give_equal_files(project, monkeypatch):
+    files = []
+    for _ in range(2):
+        run_training(monkeypatch)
+        files.append([(project / "results/custom-0" / name).read_bytes() for name in ("model.keras", "history.csv")])
+    assert files[0] == files[1]
+
+
+def test_divergence_is_one_line_and_a_failed_run(project, monkeypatch):
+    change(project, learning_rate=100.0, momentum=0.99, epochs=100, schedule="constant", warmup_fraction=0.0)
+    with pytest.raises(PipelineError, match=r"custom-0: the loss is (nan|inf).*lower recipes.custom.learning_rate"):
+        run_training(monkeypatch)
+    assert json.loads((project / "results/custom-0/training.json").read_text())["status"] == "failed"
+    assert not (project / "results/custom-0/model.keras").exists()
+    assert mlflow_run()[1].info.status == "FAILED"
+
+
+def test_interrupted_training_is_killed_not_running(project, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.loop.train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(monkeypatch)
+    assert mlflow_run()[1].info.status == "KILLED"
+
+
+def test_store_that_is_away_costs_a_warning(project, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    run_training(monkeypatch)
+    assert record.load("custom-0").training["status"] == "finished"
+    assert (project / "results/custom-0/model.keras").exists()
+    warnings = capfd.readouterr().err
+    assert "warning: MLflow could not log custom-0 at http://127.0.0.1:9" in warnings
+    assert "secret" not in warnings
+
+
+def test_store_that_is_away_is_completed_later(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run_training(monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    tracking._client.cache_clear()
+    log = record.load("custom-0")
+    tracking.mirror(log)
+    _, run = mlflow_run()
+    assert run.data.tags["replayed"] == "true"
+    assert run.info.start_time == log.training["started_ms"]
+    assert run.info.end_time == log.training["ended_ms"]
+
+
+def test_missing_data_is_named_with_the_fix(project, monkeypatch):
+    (project / "data/cifar10").unlink()
+    with pytest.raises(PipelineError, match=r"data_batch_1\.bin.*dvc repro fetch"):
+        run_training(monkeypatch)
+
+
+def test_gpu_without_one_is_an_error(project, monkeypatch):
+    from pipeline import device
+
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind=None: [])
+    with pytest.raises(PipelineError, match=r"train\.device: received gpu, but TensorFlow sees no GPU"):
+        device.resolve("gpu")
+
+
+def test_float16_on_a_cpu_is_an_error():
+    from pipeline import device
+
+    with pytest.raises(PipelineError, match="received float16"):
+        device.resolve("cpu", "float16")
