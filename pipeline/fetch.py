@@ -52,19 +52,27 @@ def fetch(target: Path, local: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Waits for any other fetch into the folder. The lock ends with the process, even if that is killed."""
+    """Waits for any other fetch into the folder. The lock ends with the process, even if that is killed.
+
+    Before and after, what killed fetches have left there is removed: an npm of theirs may have lived on meanwhile.
+    """
     with (folder / ".fetch.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another fetch into {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_stale(folder)
         yield
+        _remove_stale(folder)
+
+
+def _remove_stale(folder: Path) -> None:
+    for stale in folder.glob(".fetch-*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _fill(target: Path, sources: dict[str, Callable[[Path], None]]) -> None:
-    for stale in target.parent.glob(".fetch-*"):  # what killed fetches left: nobody else is at work here
-        shutil.rmtree(stale, ignore_errors=True)
     reasons = []
     for name, source in sources.items():
         print(f"fetching CIFAR-10 from {name}", flush=True)
@@ -84,7 +92,7 @@ def _fill(target: Path, sources: dict[str, Callable[[Path], None]]) -> None:
             return
     archive = Path(cifar10.ARCHIVE_URL).name
     raise PipelineError(
-        f"CIFAR-10 was not found{''.join(reasons)}\n"
+        f"CIFAR-10 could not be fetched{''.join(reasons)}\n"
         f"Set CIFAR10_SOURCE to a copy of {archive}, or to a folder with its .bin files; unset, they are downloaded."
     )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.device import Device
 
 DATA = Path("data/cifar10")
+OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
 def main() -> None:
@@ -111,7 +112,7 @@ def commit() -> dict[str, Any]:
 
     try:
         # What this very pipeline run writes does not make the tree dirty.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results", ":!report", ":!dvc.lock")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *OUTPUTS)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "none", "dirty": True}

@@ -5,11 +5,16 @@ and DVC's cache are shared with the repository, and so is the MLflow store.
 """
 
 import argparse
+import contextlib
 import difflib
+import fcntl
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +45,13 @@ def main() -> None:
     settings = params.check(tree, "params.yaml with these changes")
     if arguments.run:
         settings.check_run(arguments.run)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
+        raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
     workspace = FOLDER / arguments.name
-    copy(workspace, tree)
     targets = [f"evaluate@{arguments.run}"] if arguments.run else []
-    sys.exit(reproduce(workspace, targets))
+    with alone(workspace):
+        copy(workspace, tree)
+        sys.exit(reproduce(workspace, targets))
 
 
 def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
@@ -82,21 +90,18 @@ def _nested(key: str, value: Any) -> Any:
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:
-    """Brings the copy's files up to date. What its pipeline has computed before stays, for DVC to decide about.
+    """Makes the copy equal to the working files, recorded results included: what they still hold for is not repeated.
 
-    A first copy begins with the recorded results, so that runs whose params are not changed are not trained again.
+    What no stage made and no commit holds, like the data and the checkpoints of a training cut off, stays there.
     """
-    first = not (workspace / ".dvc").exists()
-    workspace.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         source, target = Path(name), workspace / name
-        if not source.exists() or (name in {"dvc.lock", "report", "results"} and not first):
-            continue
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True)
         if source.is_dir():
-            if name == "pipeline":
-                shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
             shutil.copy2(source, target)
     record.write(workspace / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
     (workspace / ".dvc").mkdir(exist_ok=True)
@@ -105,10 +110,24 @@ def copy(workspace: Path, tree: dict[str, Any]) -> None:
     record.write(workspace / ".dvc/config.local", local)
 
 
+@contextlib.contextmanager
+def alone(workspace: Path) -> Iterator[None]:
+    """Keeps others out of the copy; the lock ends with the process, even if that is killed.
+
+    Raises:
+        PipelineError: another process is at work there.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    with (workspace / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(f"{workspace} is in use by another run; wait for it, or choose another name") from None
+        yield
+
+
 def reproduce(workspace: Path, targets: list[str]) -> int:
     """Runs `dvc repro` in the copy; returns its exit status."""
-    import signal
-
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError
 
 from pipeline import cifar10, fetch
 from pipeline.command import PipelineError
@@ -108,13 +111,14 @@ class TestSources:
 
     def test_none_works(self, files, target, sources):
         def refused(folder):
-            raise OSError(OSError("Max retries exceeded"))
+            nobody = MaxRetryError(HTTPConnectionPool("host"), "/", OSError("connection refused"))
+            raise requests.exceptions.ConnectionError(nobody)
 
         sources(failing, refused)
         with pytest.raises(PipelineError) as error:
             fetch.fetch(target)
         lines = str(error.value).splitlines()
-        assert lines[1:3] == ["  failing: no answer", "  refused: Max retries exceeded"]
+        assert lines[1:3] == ["  failing: no answer", "  refused: connection refused"]
         assert "Set CIFAR10_SOURCE to a copy of cifar-10-binary.tar.gz" in lines[-1]
         assert left_over(target) == set()
 
@@ -221,7 +225,9 @@ def test_command_fails_without_a_stack_trace(tmp_path):
     command = [sys.executable, "-m", "pipeline.fetch"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: CIFAR-10 was not found\n  CIFAR10_SOURCE=/no/such/copy: it does not exist\n")
+    assert ended.stderr.startswith(
+        "error: CIFAR-10 could not be fetched\n  CIFAR10_SOURCE=/no/such/copy: it does not exist\n"
+    )
     assert "Traceback" not in ended.stderr
 
 

@@ -141,7 +141,8 @@ def test_values_in_range_come_back_unchanged(rate, epochs):
 def test_errors_come_before_tensorflow(verb, tmp_path, tree):
     put(tree, "recipes.custom.epochs", -1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
-    code = f"import sys, pipeline.{verb} as v; sys.argv = ['x', 'custom-0']\ntry: v.main()\nexcept Exception as e: print(e)\n"
+    code = f"import sys, pipeline.{verb} as v; sys.argv = ['x', 'custom-0']\n"
+    code += "try: v.main()\nexcept Exception as e: print(e)\n"
     code += "assert 'tensorflow' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True

@@ -1,0 +1,224 @@
+"""The whole pipeline on a part of the real data, as a user runs it: in a clone, through DVC and MLflow."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from pipeline import params, record
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict:
+    """As in a shell where only the virtual environment is active; the data is fetched once, into the repository."""
+    done = subprocess.run([sys.executable, "-m", "pipeline.fetch"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"the data cannot be had here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "GIT_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CIFAR10_SOURCE": str(ROOT / "data/cifar10"),
+    }
+
+
+def sh(command: str, cwd: Path, environment: dict) -> str:
+    """Runs a command line that must succeed; its output."""
+    done = subprocess.run(
+        command, shell=True, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, environment) -> Path:
+    """A commit of the files as they are now, one small run in the list; after `dvc repro`, committed again."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    files = sh("git ls-files --cached --others --exclude-standard", ROOT, environment).splitlines()
+    for name in files:
+        if (ROOT / name).exists() and not name.startswith(("results/", "report/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    tree = params.parse(ROOT / "params.yaml")
+    tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
+    tree["recipes"]["custom"] |= {"epochs": 2, "batch_size": 100}
+    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    sh("git init -q && git config user.name t && git config user.email t@example.org", folder, environment)
+    sh("git add -A && git commit -qm files && dvc repro && git add -A && git commit -qm results", folder, environment)
+    return folder
+
+
+def store(folder: Path, environment: dict) -> dict:
+    """What `mlflow ui` without flags would show: runs by name."""
+    code = """
+        import json, mlflow
+        client = mlflow.MlflowClient()
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        print("STORE" + json.dumps({r.info.run_name: {
+            "status": r.info.status, "params": r.data.params, "tags": r.data.tags, "metrics": r.data.metrics,
+            "start": r.info.start_time, "models": [o.model_id for o in r.outputs.model_outputs] if r.outputs else [],
+            "files": [f.path for f in client.list_artifacts(r.info.run_id)],
+            "steps": [m.step for m in client.get_metric_history(r.info.run_id, "val_accuracy")],
+        } for r in runs} | {"": len(runs)}))
+    """
+    written = sh(f"python -c '{textwrap.dedent(code)}'", folder, environment)
+    runs = json.loads(written.partition("STORE")[2])
+    assert runs.pop("") == len(runs), "two runs have one name"
+    return runs
+
+
+def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environment):
+    runs = store(clone, environment)
+    assert set(runs) == {"custom-0", "published-base", "published-custom"}
+    ours, published = runs["custom-0"], runs["published-custom"]
+    assert ours["status"] == "FINISHED"
+    assert ours["steps"] == [1, 2]
+    assert published["steps"] == list(range(1, 51))
+    evaluation = json.loads((clone / "results/custom-0/evaluation.json").read_text())
+    assert ours["metrics"]["test_accuracy"] == evaluation["test_accuracy"]
+    assert ours["metrics"]["parameters"] == 92_027
+    assert ours["params"]["epochs"] == "2"
+    assert ours["tags"]["commit"] == sh("git rev-parse HEAD~1", clone, environment).strip()
+    assert ours["tags"]["dirty"] == "false"
+    assert ours["tags"]["mlflow.note.content"] == record.NOT_COMPARABLE
+    assert "replayed" not in ours["tags"]
+    assert {"curves.png", "confusion_matrix.png", "mistakes.png", "geometry.json"} <= set(ours["files"])
+    assert len(ours["models"]) == 1
+    assert any(name.startswith("system/") for name in ours["metrics"])
+
+
+def test_everything_made_is_committed_or_ignored(clone, environment):
+    assert sh("git status --porcelain", clone, environment) == ""
+    stale = json.loads(sh("dvc status --json", clone, environment))
+    assert set(stale) == {"mirror"}
+
+
+def test_logged_model_loads_without_the_repository(clone, environment, tmp_path):
+    (model,) = store(clone, environment)["custom-0"]["models"]
+    code = f"""
+        import numpy, keras, mlflow
+        mlflow.set_tracking_uri("sqlite:///{clone}/mlflow.db")
+        images = numpy.zeros((2, 32, 32, 3), numpy.uint8)
+        chances = mlflow.pyfunc.load_model("models:/{model}").predict(images)
+        folder = mlflow.artifacts.download_artifacts("models:/{model}")
+        plain = keras.saving.load_model(folder + "/data/model.keras").predict(images, verbose=0)
+        numpy.testing.assert_allclose(numpy.asarray(chances), plain, atol=1e-6)
+        assert plain.shape == (2, 10)
+    """
+    sh(f"python -c '{textwrap.dedent(code)}'", tmp_path, environment)
+
+
+def test_store_that_was_deleted_comes_back_without_training(clone, environment):
+    before, written = store(clone, environment), (clone / "results/custom-0/training.json").read_bytes()
+    (clone / "mlflow.db").unlink()
+    said = sh("dvc repro", clone, environment)
+    assert "Running stage 'train" not in said
+    after = store(clone, environment)
+    assert set(after) == set(before)
+    assert after["custom-0"]["tags"]["replayed"] == "true"
+    for key in ("steps", "params", "start"):
+        assert after["custom-0"][key] == before["custom-0"][key]
+    assert len(after["custom-0"]["models"]) == 1
+    assert (clone / "results/custom-0/training.json").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_fresh_clone_fetches_skips_and_shows(clone, environment, tmp_path):
+    sh(f"git clone -q {clone} fresh", tmp_path, environment)
+    said = sh("dvc repro", tmp_path / "fresh", environment)
+    assert "Running stage 'fetch'" in said
+    assert "Running stage 'train" not in said
+    assert "Running stage 'evaluate" not in said
+    assert set(store(tmp_path / "fresh", environment)) == {"custom-0", "published-base", "published-custom"}
+    assert sh("git status --porcelain", tmp_path / "fresh", environment) == ""
+
+
+@pytest.mark.slow
+def test_new_model_is_one_file_a_recipe_and_a_run(clone, environment, tmp_path):
+    sh(f"git clone -q {clone} fresh", tmp_path, environment)
+    fresh = tmp_path / "fresh"
+    (fresh / "pipeline/models/tiny.py").write_text(
+        textwrap.dedent('''
+            """One convolution."""
+
+            import keras
+            from keras import layers
+
+            from pipeline.models import pixels
+
+
+            def build() -> keras.Model:
+                """A 3x3 convolution, averaged."""
+                inputs, x = pixels()
+                x = layers.Conv2D(8, 3, activation="relu", name="conv")(x)
+                x = layers.GlobalAveragePooling2D(name="average")(x)
+                return keras.Model(inputs, layers.Dense(10, "softmax", name="classes")(x))
+        ''')
+    )
+    tree = params.parse(fresh / "params.yaml")
+    tree["recipes"]["tiny"] = tree["recipes"]["custom"] | {"model": "tiny"}
+    tree["runs"]["tiny-0"] = {"recipe": "tiny", "model": "tiny", "seed": 0}
+    (fresh / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    said = sh("dvc repro", fresh, environment)
+    assert "Running stage 'train@tiny-0'" in said
+    assert "Running stage 'train@custom-0'" not in said
+    assert "tiny" in (fresh / "report/README.md").read_text()
+    assert "tiny-0" in store(fresh, environment)
+
+
+@pytest.mark.slow
+def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path):
+    sh(f"git clone -q {clone} fresh", tmp_path, environment)
+    fresh = tmp_path / "fresh"
+    sh("git config user.name t && git config user.email t@example.org", fresh, environment)
+    sh("dvc exp run -S recipes.custom.epochs=1", fresh, environment)
+    assert "epochs" in sh("dvc params diff", fresh, environment)
+    assert "test_accuracy" in sh("dvc metrics diff --all", fresh, environment)
+    assert "val_accuracy" in sh("dvc plots diff --json", fresh, environment)
+    assert "recipes.custom.epochs" in sh("dvc exp show --csv", fresh, environment)
+    sh("git checkout -q . ", fresh, environment)
+    sh("dvc exp run --temp -S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01", fresh, environment)
+    assert sh("git status --porcelain", fresh, environment) == ""
+    runs = store_of_copies(fresh, environment)
+    assert sorted(runs) == ["1", "1", "2"]  # all in the one store of the repository
+
+
+def store_of_copies(folder: Path, environment: dict) -> list[str]:
+    """The epochs of every run of custom-0 in the store."""
+    code = """
+        import mlflow
+        client = mlflow.MlflowClient()
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.run = \\"custom-0\\"")
+        print("STORE" + " ".join(run.data.params["epochs"] for run in runs))
+    """
+    return sh(f"python -c '{textwrap.dedent(code)}'", folder, environment).partition("STORE")[2].split()
+
+
+@pytest.mark.slow
+def test_mlflow_project_runs_in_a_copy_and_refuses_bad_values_in_one_line(clone, environment, tmp_path):
+    sh(f"git clone -q {clone} fresh", tmp_path, environment)
+    fresh = tmp_path / "fresh"
+    line = "mlflow run . --env-manager local -e run -P run=custom-0"
+    sh(f"{line} -P epochs=1", fresh, environment)
+    assert sh("git status --porcelain", fresh, environment) == ""
+    parent = 'tags.`mlflow.parentRunId` LIKE \\"%\\"'
+    code = f"""
+        import mlflow
+        client = mlflow.MlflowClient()
+        (child,) = client.search_runs(["0"], "{parent}")
+        parent = client.get_run(child.data.tags["mlflow.parentRunId"])
+        print("STORE", child.info.run_name, child.data.params["epochs"], parent.info.status)
+    """
+    assert "STORE custom-0 1 FINISHED" in sh(f"python -c '{textwrap.dedent(code)}'", fresh, environment)
+    said = sh(f"! {line} -P epochs=abc", fresh, environment)
+    assert "recipes.custom.epochs: received 'abc'; allowed: a whole number from 1 to 1000" in said
+    assert "Traceback" not in said
