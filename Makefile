@@ -4,7 +4,7 @@ LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
-.PHONY: setup run repro test test-all lint ui lock clean
+.PHONY: setup run repro test test-slow lint ui lock clean
 
 setup: .venv/$(LOCK).installed
 
@@ -29,8 +29,8 @@ repro: setup ## the full job
 test: setup ## in minutes
 	python -m pytest -m "not slow"
 
-test-all: setup
-	python -m pytest
+test-slow: setup ## the rest
+	python -m pytest -m slow
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

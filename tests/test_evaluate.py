@@ -131,11 +131,17 @@ def test_cross_entropy_is_that_of_keras(answered):
     assert evaluate.cross_entropy(chances, labels) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_worst_mistakes_are_the_most_confident_first_and_equal_ones_in_their_order():
+def test_worst_mistakes_are_the_most_confident_first():
     chances = np.vstack([answers(1, confidence=c) for c in (0.5, 0.9, 0.99, 0.7, 0.9)])
     labels = np.array([0, 0, 1, 0, 2])  # the third is right
     assert evaluate.worst_mistakes(chances, labels, 10).tolist() == [1, 4, 3, 0]
     assert evaluate.worst_mistakes(chances, labels, 2).tolist() == [1, 4]
+
+
+def test_mistakes_of_equal_confidence_keep_their_order():
+    chances = np.vstack([answers(1, 2, 3, confidence=c) for c in [0.5, 0.8] * 50])  # enough for numpy to mix them up
+    expected = sorted(range(300), key=lambda place: -chances[place].max())
+    assert evaluate.worst_mistakes(chances, np.zeros(300, int), 300).tolist() == expected
 
 
 @in_its_own_time
@@ -249,6 +255,18 @@ def test_evaluation_says_what_the_model_does(stage, monkeypatch):
     assert evaluation["model_bytes"] == (stage.results / "model.keras").stat().st_size
     assert evaluation["epochs"] == 2
     assert evaluation["test_images"] == 50
+
+
+def test_mirror_image_is_left_for_right():
+    model = tiny_model()
+    kernel = np.zeros((32, 32, 3, 10), np.float32)
+    kernel[0, 0, 0, 1], kernel[0, -1, 0, 2] = 3, 9  # lit at the left: perhaps class 1; at the right: surely class 2
+    model.layers[-1].set_weights([kernel.reshape(-1, 10), np.zeros(10)])
+    images = np.zeros((4, 32, 32, 3), np.uint8)
+    images[:, 0, 0] = 255
+    split = dataset.Split(images, np.full(4, 2, np.int32))
+    figures, _ = evaluate.evaluate(model, split, split, 15)
+    assert (figures["test_accuracy"], figures["test_accuracy_flip"]) == (0, 1)
 
 
 def test_record_is_complete_and_mirrored_once(stage, capsys):
