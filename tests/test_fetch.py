@@ -129,6 +129,7 @@ class TestTarget:
         write(target, files)
         fetch.fetch(target, "/no/such/copy")
         assert read(target) == files
+        assert list(target.parent.iterdir()) == [target]  # no lock either: it may be read-only
 
     def test_damaged_file_is_fetched_again_and_others_stay(self, files, target, sources):
         sources(giving(files))

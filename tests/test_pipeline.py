@@ -103,6 +103,7 @@ def test_everything_made_is_committed_or_ignored(clone, environment):
     assert set(stale) == {"mirror"}
 
 
+@pytest.mark.slow
 def test_logged_model_loads_without_the_repository(clone, environment, tmp_path):
     (model,) = store(clone, environment)["custom-0"]["models"]
     code = f"""
@@ -118,6 +119,7 @@ def test_logged_model_loads_without_the_repository(clone, environment, tmp_path)
     sh(f"python -c '{textwrap.dedent(code)}'", tmp_path, environment)
 
 
+@pytest.mark.slow
 def test_store_that_was_deleted_comes_back_without_training(clone, environment):
     before, written = store(clone, environment), (clone / "results/custom-0/training.json").read_bytes()
     (clone / "mlflow.db").unlink()
