@@ -1,7 +1,7 @@
 """CIFAR-10 as its published binary records: their layout and MD5s, and the sources that hold them.
 
-A source is a function that leaves the six files in an empty folder, which is also its workplace. Every file goes
-through `save`: one that is there has the published MD5, wherever it came from.
+A source is a function that leaves the six files in an empty folder, which is also its workplace, or raises a
+PipelineError or an OSError. Every file goes through `save`: one that is there has the published MD5.
 """
 
 import concurrent.futures
