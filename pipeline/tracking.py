@@ -4,6 +4,7 @@
 reached costs a warning and some seconds, never a training.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 EXPERIMENT = "cifar10"
 RECORD_ID = "record_id"  # the tag that a run is found by
 IN_STEP = "record_digest"  # the tag that is set last: the digest of the record that the run mirrors
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page for trainings, not for chat bots
 TRAINING_METRICS = ("epoch_seconds", "images_per_second")
-NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads"}  # numbers that describe, not measure
-IN_HISTORY = {"val_accuracy"}  # evaluate measures it again: a second value for the last epoch would double the step
+# Numbers that describe, not measure; and val_accuracy, which the last epoch has already.
+NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads", "val_accuracy"}
 
 # A store that is away may cost 10 s, not MLflow's default of minutes. Whoever sets these variables is heard.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
@@ -160,8 +162,9 @@ def _mirror(record: Record, live: bool) -> str:
         if key != "epoch"
     ]
     metrics += [
-        Metric(key, value, record.speed["evaluated_ms"], len(record.history))
-        for key, value in _flat(record.evaluation, record.speed).items()
+        Metric(key, float(value), record.speed["evaluated_ms"], 0)  # without steps: MLflow draws bars
+        for key, value in (record.evaluation | record.speed).items()
+        if isinstance(value, int | float) and key not in NOT_METRICS
     ]
     for start in range(0, len(metrics), 1_000):  # the most that one call takes
         client.log_batch(run_id, metrics=metrics[start : start + 1_000])
@@ -209,9 +212,9 @@ def _mirror_reference(name: str) -> str:
     ]
     totals = {key: figures[key] for key in ("parameters", "multiply_adds")}
     totals["test_accuracy"] = figures["accuracy"]
+    metrics += [Metric(key, value, ended_ms, 0) for key, value in totals.items()]
     if not figures["history"]:
-        totals["val_accuracy"] = figures["accuracy"]
-    metrics += [Metric(key, value, ended_ms, last) for key, value in totals.items()]
+        metrics.append(Metric("val_accuracy", figures["accuracy"], ended_ms, last))
     client.log_batch(run_id, metrics=metrics, params=[Param("model", figures["model"]), Param("epochs", str(last))])
     client.set_terminated(run_id, "FINISHED", ended_ms)
     client.log_batch(run_id, tags=[RunTag(IN_STEP, digest)])
@@ -234,7 +237,12 @@ def _client() -> "MlflowClient":
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(store_uri())
+    database = _database()
+    # A store that is made now keeps its working folder for ever, as the place of the default experiment's files.
+    with contextlib.chdir(database.parent) if database else contextlib.nullcontext():
+        client = MlflowClient(store_uri())
+        client.search_experiments(max_results=1)
+    return client
 
 
 def _experiment_name() -> str:
@@ -255,7 +263,7 @@ def _experiment() -> str:
         database = _database()
         place = (database.parent / "mlruns" / name).as_uri() if database else None
         try:
-            return client.create_experiment(name, artifact_location=place)
+            return client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
         except MlflowException:  # another run beside this one was faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -296,17 +304,6 @@ def _log_inputs(run_id: str, record: Record) -> None:
         profile=json.dumps(sizes),
     )
     _client().log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-
-
-def _flat(*figures: dict[str, Any]) -> dict[str, float]:
-    """Numbers by name; those of a mapping as `name/key`."""
-    flat: dict[str, float] = {}
-    for name, value in (item for group in figures for item in group.items()):
-        if isinstance(value, dict):
-            flat |= {f"{name}/{key}": float(number) for key, number in value.items()}
-        elif isinstance(value, int | float) and name not in NOT_METRICS | IN_HISTORY:
-            flat[name] = float(value)
-    return flat
 
 
 def _log_model(run_id: str, record: Record) -> None:
