@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import command
 from pipeline import record as records
 from pipeline.record import Record
 
@@ -307,6 +308,7 @@ def _log_inputs(run_id: str, record: Record) -> None:
 
 
 def _log_model(run_id: str, record: Record) -> None:
+    command.import_tensorflow()
     import keras
     import mlflow.tensorflow
     import numpy as np
