@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import time
 from math import ceil, sqrt
 from pathlib import Path
@@ -78,9 +77,7 @@ def main() -> None:
     }
 
     for name, picture in pictures.items():
-        partial = log.folder / f".{name}.partial"
-        partial.write_bytes(picture)
-        os.replace(partial, log.folder / name)
+        record.write(log.folder / name, picture)
     record.write_json(log.folder / "geometry.json", geometry.as_rows(layers))
     record.write_json(log.folder / "speed.json", speed)
     record.write_json(log.folder / "evaluation.json", evaluation)

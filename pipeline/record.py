@@ -162,10 +162,10 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=1) + "\n")
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 
