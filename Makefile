@@ -4,7 +4,7 @@ LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
-.PHONY: setup run repro test test-slow lint ui lock clean
+.PHONY: setup run repro test test-slow lint bench ui lock clean
 
 setup: .venv/$(LOCK).installed
 
@@ -34,6 +34,9 @@ test-slow: setup ## the rest
 
 lint: setup
 	ruff check . && ruff format --check . && mypy
+
+bench: setup ## training throughput beside stock Keras and, where it is installed, PyTorch
+	python -m benchmarks.throughput
 
 ui: setup
 	mlflow ui

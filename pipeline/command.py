@@ -1,11 +1,14 @@
 """What every `python -m pipeline.<verb>` has in common: how it starts and how it fails."""
 
+import contextlib
+import fcntl
 import os
 import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class PipelineError(Exception):
@@ -21,6 +24,22 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, busy: str) -> Iterator[None]:
+    """Keeps other processes out of what the folder stands for; the lock ends with the process, even a killed one.
+
+    Raises:
+        PipelineError: another process holds the lock; the message is `busy`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(busy) from None
+        yield
 
 
 def import_tensorflow() -> None:

@@ -362,7 +362,7 @@ def main() -> None:
         records = load(settings)
         write_report(compare(settings, records), read_histories(records))
     if (REPORT / "comparison.json").exists():
-        show(record.read_json(REPORT / "comparison.json"))
+        show(record.read_json(REPORT / "comparison.json", "comparable", "recipes", "budgets", "published", "runs"))
     else:
         print("nothing is recorded yet: `dvc repro` trains, evaluates and compares the runs of params.yaml")
 

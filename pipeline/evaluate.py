@@ -54,7 +54,7 @@ def main() -> None:
     model = load_model(log.model_file, run)
     test, val = read_splits(settings.data)
     layers = geometry.geometry(model)
-    figures, probabilities = evaluate(model, test, val, settings.evaluate.calibration_bins)
+    figures, classes, probabilities = evaluate(model, test, val, settings.evaluate.calibration_bins)
     evaluation = {
         **figures,
         "parameters": model.count_params(),
@@ -69,16 +69,18 @@ def main() -> None:
         "processor": machine.processor,
         "threads": machine.threads,
         "evaluated_ms": record.now_ms(),
+        "model_sha256": record.sha256(log.model_file),  # what was evaluated
     }
     pictures = {
         "curves.png": draw_curves(run, log.history),
-        "confusion_matrix.png": draw_confusion(run, np.array(evaluation["confusion"])),
+        "confusion_matrix.png": draw_confusion(run, np.array(classes["confusion"])),
         "mistakes.png": draw_mistakes(run, test, probabilities, settings.evaluate.mistakes),
     }
 
     for name, picture in pictures.items():
         record.write(log.folder / name, picture)
     record.write_json(log.folder / "geometry.json", geometry.as_rows(layers))
+    record.write_json(log.folder / "classes.json", classes)
     record.write_json(log.folder / "speed.json", speed)
     record.write_json(log.folder / "evaluation.json", evaluation)
     show(run, evaluation, speed, settings.data.comparable)
@@ -116,12 +118,14 @@ def read_splits(data: params.Data) -> tuple[Split, Split]:
     return test, val
 
 
-def evaluate(model: keras.Model, test: Split, val: Split, calibration_bins: int) -> tuple[dict[str, Any], np.ndarray]:
+def evaluate(
+    model: keras.Model, test: Split, val: Split, calibration_bins: int
+) -> tuple[dict[str, float], dict[str, Any], np.ndarray]:
     """What the model is worth: equal for equal weights.
 
     Returns:
-        Figures by name: fractions 0..1, `test_loss` in nats, `confusion` with a row for each true class; and the
-        probabilities on the test images, float64 [n, 10].
+        Figures by name: fractions 0..1, `test_loss` in nats; those of the classes: `precision`, `recall`, `confusion`
+        with a row for each true class; and the probabilities on the test images, float64 [n, 10].
 
     Raises:
         PipelineError: the model outputs NaN or infinity.
@@ -136,12 +140,12 @@ def evaluate(model: keras.Model, test: Split, val: Split, calibration_bins: int)
         "val_accuracy": accuracy(predict(model, val.images), val.labels),
         "calibration_error": calibration_error(chances, test.labels, calibration_bins),
     }
-    return {
-        **{name: round(value, 6) for name, value in figures.items()},
+    classes = {
         "precision": dict(zip(CLASS_NAMES, precision(confusion).round(6).tolist(), strict=True)),
         "recall": dict(zip(CLASS_NAMES, recall(confusion).round(6).tolist(), strict=True)),
         "confusion": confusion.tolist(),
-    }, chances
+    }
+    return {name: round(value, 6) for name, value in figures.items()}, classes, chances
 
 
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:

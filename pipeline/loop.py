@@ -119,7 +119,7 @@ def train(
         optimizer = make_optimizer(recipe, schedule, policy, fast)
         averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
     layers.copy_weights(fast.weights, model)
-    run_steps = _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy)
+    run_steps = graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy)
     validate = _graph_of_validation(model, val_split)
     chunk = max(1, steps // 20)  # steps a call: a few hundred milliseconds to seconds between two reports
     for epoch in range(1, recipe.epochs + 1):
@@ -137,11 +137,13 @@ def train(
         speed = seen / (time.monotonic() - began)
         layers.copy_weights(averages or fast.weights, model)
         val_loss, val_accuracy = (float(value) for value in validate())
+        if not math.isfinite(val_loss):
+            raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")
         rate = float(schedule(steps * epoch - 1))
         on_epoch(Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate, speed))
 
 
-def _graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy) -> Callable:
+def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy) -> Callable:
     """A graph function of (order, epoch, first step, last step + 1): sum of losses, number of correct answers."""
     replicas = strategy.num_replicas_in_sync
     share = recipe.batch_size // replicas

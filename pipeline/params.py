@@ -206,6 +206,8 @@ def _contradiction(params: Params) -> str | None:
                 f"allowed: at most data.train_images, {data.train_images}"
             )
     for name, run in params.runs.items():
+        if name.startswith("published-"):
+            return f"runs.{name}: received a name that begins with published-; allowed: any other, those are references"
         if run.recipe not in params.recipes:
             return f"runs.{name}.recipe: received {run.recipe!r}; allowed: one of {', '.join(params.recipes)}"
         if run.model != params.recipes[run.recipe].model:

@@ -10,10 +10,9 @@ class TrainingProgress:
     Args:
         title: the run's name and what it is.
         epochs: in all.
-        done: epochs finished before, of a training that is continued.
     """
 
-    def __init__(self, title: str, epochs: int, done: int = 0):
+    def __init__(self, title: str, epochs: int):
         self._console = Console(highlight=False)
         self._epochs = epochs
         self._bar = Progress(
@@ -26,7 +25,7 @@ class TrainingProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("epoch 1", total=epochs, completed=done, speed="")
+        self._task = self._bar.add_task("epoch 1", total=epochs, completed=0, speed="")
         self._console.print(title, soft_wrap=True)
 
     def __enter__(self) -> "TrainingProgress":

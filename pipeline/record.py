@@ -15,6 +15,16 @@ from pipeline.command import PipelineError
 
 RESULTS = Path("results")
 REFERENCE = Path("reference")
+TRAINING_FILES = ("history.csv", "training.json")
+EVALUATION_FILES = (
+    "classes.json",
+    "confusion_matrix.png",
+    "curves.png",
+    "evaluation.json",
+    "geometry.json",
+    "mistakes.png",
+    "speed.json",
+)
 NOT_COMPARABLE = "quick: not comparable with the published figures"
 
 
@@ -78,8 +88,9 @@ class Record:
         write_json(self.folder / "training.json", self.training)
 
     def files(self) -> list[Path]:
-        """The record's small files that exist; pictures and text included, the model not."""
-        return sorted(p for p in self.folder.iterdir() if p.suffix in {".csv", ".json", ".png"} and p.is_file())
+        """The record's small files that exist, those of evaluate if they are of this model; the model itself not."""
+        names = (*TRAINING_FILES, *(EVALUATION_FILES if self.evaluation else ()))
+        return [path for name in names if (path := self.folder / name).exists()]
 
     def digest(self) -> str:
         """Changes whenever a file of the record does."""
@@ -106,6 +117,7 @@ def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, envir
         "environment": environment,
     }
     record = Record(RESULTS / run, training)
+    record.model_file.unlink(missing_ok=True)  # of an earlier training; DVC has removed it, unless we are run by hand
     record.save_training()
     return record
 
@@ -119,12 +131,31 @@ def load(run: str) -> Record:
     folder = RESULTS / run
     if not (folder / "training.json").exists():
         raise PipelineError(f"{folder}/training.json is not here: train it with `dvc repro train@{run}`")
-    return Record(
-        folder,
-        read_json(folder / "training.json"),
-        read_history(folder / "history.csv"),
-        *(read_json(path) if (path := folder / name).exists() else {} for name in ("evaluation.json", "speed.json")),
-    )
+    training = read_json(folder / "training.json", "record_id", "run", "status", "params", "epochs", "environment")
+    history = read_history(folder / "history.csv")
+    if training["status"] == "finished" and len(history) != len(training["epochs"]):
+        raise PipelineError(
+            f"{folder}/history.csv has {len(history)} epochs, training.json {len(training['epochs'])}: "
+            f"restore them with git, or train again with `dvc repro --force train@{run}`"
+        )
+    return Record(folder, training, history, *evaluation_of(folder))
+
+
+def evaluation_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluation and speed; both empty if there are none, or if they are of a model that is no longer there."""
+    if not all((folder / name).exists() for name in ("evaluation.json", "speed.json")):
+        return {}, {}
+    evaluation = read_json(folder / "evaluation.json", "test_accuracy")
+    speed = read_json(folder / "speed.json", "evaluated_ms")
+    model = folder / "model.keras"
+    if "model_sha256" in speed and (not model.exists() or sha256(model) != speed["model_sha256"]):
+        return {}, {}
+    return evaluation, speed
+
+
+def sha256(path: Path) -> str:
+    """A file's digest."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_reference(name: str) -> dict[str, Any]:
@@ -149,10 +180,13 @@ def read_history(path: Path) -> list[dict[str, float]]:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or train again") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the record."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object with at least these keys, from a file of the record."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or set(keys) - set(content):
+            raise ValueError(f"it lacks {', '.join(keys)}")
+        return content
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
 

@@ -10,7 +10,9 @@ import os
 import re
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ EXPERIMENT = "cifar10"
 RECORD_ID = "record_id"  # the tag that a run is found by
 IN_STEP = "record_digest"  # the tag that is set last: the digest of the record that the run mirrors
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page for trainings, not for chat bots
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
 TRAINING_METRICS = ("epoch_seconds", "images_per_second")
 # Numbers that describe, not measure; and val_accuracy, which the last epoch has already.
 NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads", "val_accuracy"}
@@ -52,10 +55,19 @@ def store_uri() -> str:
 
 
 def attempt(what: str, action: Callable[[], Any]) -> Any:
-    """Does `action`; if the store fails, warns on stderr in one line and returns None."""
+    """Does `action`; if the store fails, warns on stderr in one line and returns None.
+
+    After a failure the store is left alone for a while, longer each time: a server that hangs costs a training of hours
+    some minutes, not seconds of each epoch.
+    """
+    if time.monotonic() < _pause.until:
+        return None
     try:
-        return action()
+        result = action()
+        _pause.seconds = FIRST_PAUSE
+        return result
     except Exception as error:
+        _pause.until, _pause.seconds = time.monotonic() + _pause.seconds, min(2 * _pause.seconds, LONGEST_PAUSE)
         reason = _without_secrets(" ".join(str(error).split()))[:300]
         print(
             f"warning: MLflow could not {what} at {_without_secrets(store_uri())} ({type(error).__name__}: {reason}). "
@@ -63,6 +75,21 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
             file=sys.stderr,
         )
         return None
+
+
+@dataclass
+class _Pause:
+    seconds: float
+    until: float = 0.0
+
+
+_pause = _Pause(FIRST_PAUSE)
+
+
+def retry() -> None:
+    """Forgets the store's failures and its connection: the next call tries again."""
+    _pause.seconds, _pause.until = FIRST_PAUSE, 0.0
+    _client.cache_clear()
 
 
 def mirror(record: Record, live: bool = False) -> str | None:
@@ -144,10 +171,21 @@ def _mirror(record: Record, live: bool) -> str:
 
     client, training = _client(), record.training
     experiment = _experiment()
+    figures = {
+        key: float(value)
+        for key, value in (record.evaluation | record.speed).items()
+        if isinstance(value, int | float) and key not in NOT_METRICS
+    }
     run = _find(experiment, record.id)
+    if run and any(run.data.metrics.get(key, value) != value for key, value in figures.items()):
+        # It was evaluated otherwise: a second value would stand beside the first, and the later one would win.
+        client.delete_run(run.info.run_id)
+        run = None
     if run is None:
-        tags = _tags(record) | ({} if live else {"replayed": "true"})
-        run = client.get_run(client.create_run(experiment, training["started_ms"], tags, record.run).info.run_id)
+        _end_dead_runs(experiment, record)
+        tags = _tags(record, live) | ({} if live else {"replayed": "true"})
+        name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
+        run = client.get_run(client.create_run(experiment, training["started_ms"], tags, name).info.run_id)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
@@ -163,9 +201,8 @@ def _mirror(record: Record, live: bool) -> str:
         if key != "epoch"
     ]
     metrics += [
-        Metric(key, float(value), record.speed["evaluated_ms"], 0)  # without steps: MLflow draws bars
-        for key, value in (record.evaluation | record.speed).items()
-        if isinstance(value, int | float) and key not in NOT_METRICS
+        Metric(key, value, record.speed["evaluated_ms"], 0)  # without steps: MLflow draws bars
+        for key, value in figures.items()
     ]
     for start in range(0, len(metrics), 1_000):  # the most that one call takes
         client.log_batch(run_id, metrics=metrics[start : start + 1_000])
@@ -237,7 +274,7 @@ def _client() -> "MlflowClient":
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # it would print stack traces of what we warn of
     database = _database()
     # A store that is made now keeps its working folder for ever, as the place of the default experiment's files.
     with contextlib.chdir(database.parent) if database else contextlib.nullcontext():
@@ -277,7 +314,15 @@ def _find(experiment: str, record_id: str) -> Any:
     return found[0] if found else None
 
 
-def _tags(record: Record) -> dict[str, str]:
+def _end_dead_runs(experiment: str, record: Record) -> None:
+    """Ends as killed what is RUNNING of the same run in the same folder: one training at a time is let in there."""
+    place = record.training["environment"].get("place", "")
+    for run in _client().search_runs([experiment], f"attributes.status = 'RUNNING' AND tags.run = '{record.run}'"):
+        if run.data.tags.get("place") == place:
+            _client().set_terminated(run.info.run_id, "KILLED")
+
+
+def _tags(record: Record, live: bool) -> dict[str, str]:
     training, environment = record.training, record.training["environment"]
     tags = {RECORD_ID: record.id, "run": record.run}
     tags |= {key: str(training[key]) for key in ("recipe", "model", "seed")}
@@ -286,7 +331,8 @@ def _tags(record: Record) -> dict[str, str]:
     tags |= {"mlflow.source.type": "LOCAL"}
     if not training["comparable"]:
         tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
-    if parent := os.environ.get("MLFLOW_RUN_ID"):  # we are inside `mlflow run`
+    parent = os.environ.get("MLFLOW_RUN_ID")  # we are inside `mlflow run`
+    if live and parent:
         tags["mlflow.parentRunId"] = parent
     return tags
 

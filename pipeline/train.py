@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import socket
 import subprocess
 import time
 import zipfile
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.device import Device
 
 DATA = Path("data/cifar10")
+CHECKPOINTS = Path("checkpoints")
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
@@ -31,14 +34,25 @@ def main() -> None:
     settings = params.read()
     settings.check_run(run)
     recipe = settings.recipe_of(run)
-    seed = settings.runs[run].seed
 
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
     command.import_tensorflow()
-    from pipeline import dataset, device, geometry, loop, models
+    from pipeline import device
+
+    with command.alone(CHECKPOINTS / run, f"{run} is being trained by another process; wait for it or end it"):
+        train(run, settings, device.resolve(settings.train.device, recipe.precision))
+
+
+def train(run: str, settings: params.Params, machine: "Device") -> None:
+    """Trains a run and leaves its record, and its MLflow run, ended whatever happens.
+
+    Raises:
+        PipelineError: the data is missing or damaged, or the loss is not finite.
+    """
+    from pipeline import dataset, geometry, loop, models
     from pipeline.progress import TrainingProgress
 
-    machine = device.resolve(settings.train.device, recipe.precision)
+    recipe, seed = settings.recipe_of(run), settings.runs[run].seed
     try:
         train_split, val_split = dataset.read_train_val(DATA, **settings.data.model_dump(exclude={"test_images"}))
     except (OSError, ValueError) as error:
@@ -93,8 +107,11 @@ def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
     """What a training ran on and from: never equal between machines, so kept apart from history and metrics."""
     from pipeline import device
 
+    experiment = {"dvc_experiment": os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
     return {
         **commit(),
+        **experiment,
+        "place": f"{socket.gethostname()}:{Path.cwd()}",
         "data_hash": data_hash,
         "device": machine.name,
         "processor": machine.processor,
@@ -113,8 +130,10 @@ def commit() -> dict[str, Any]:
     try:
         # What this very pipeline run writes does not make the tree dirty.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *OUTPUTS)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
+        committed = params.parse_text(git("show", "HEAD:params.yaml"), "params.yaml of HEAD")
+        # A copy of the working files has params of its own, which git does not see.
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed) or committed != params.parse("params.yaml")}
+    except (OSError, subprocess.CalledProcessError, PipelineError):
         return {"commit": "none", "dirty": True}
 
 
@@ -130,7 +149,7 @@ def data_hash(*splits: "Split") -> str:
 def save(model: "keras.Model", path: Path) -> None:
     """Saves a model whole or not at all, and so that equal weights give equal bytes.
 
-    A `.keras` file is a zip whose metadata and entries carry the time of writing; both are set to a constant.
+    A `.keras` file is a zip whose metadata and entries carry the time of writing, which is set to a constant.
     """
     import keras
 
@@ -141,9 +160,21 @@ def save(model: "keras.Model", path: Path) -> None:
             content = source.read(name)
             if name == "metadata.json":
                 content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+            if name == "config.json":
+                content = _with_counted_ids(content)
             target.writestr(zipfile.ZipInfo(name), content)
     written.unlink()
     os.replace(partial, path)
+
+
+def _with_counted_ids(configuration: bytes) -> bytes:
+    """Keras numbers objects that layers share by their address in memory; here they are counted from 0."""
+    counted: dict[bytes, int] = {}
+
+    def count(found: re.Match) -> bytes:
+        return b'"shared_object_id": %d' % counted.setdefault(found[1], len(counted))
+
+    return re.sub(rb'"shared_object_id": (\d+)', count, configuration)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,13 @@ and DVC's cache are shared with the repository, and so is the MLflow store.
 """
 
 import argparse
-import contextlib
 import difflib
-import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,11 @@ def main() -> None:
     parser.add_argument("--overlay", type=Path, help="a YAML file: its keys replace those of params.yaml")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--run", default="", help="only this run of the list, trained and evaluated; default: all")
-    arguments = parser.parse_args()
+    arguments, unknown = parser.parse_known_args()
+    if unknown:  # `mlflow run -P` hands on whatever it is given
+        raise PipelineError(
+            f"unknown parameter: received {' '.join(unknown)}; allowed: those of this entry point, or -S"
+        )
     tree = params.read().model_dump()
     if arguments.overlay:
         replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
@@ -49,7 +50,7 @@ def main() -> None:
         raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
     workspace = FOLDER / arguments.name
     targets = [f"evaluate@{arguments.run}"] if arguments.run else []
-    with alone(workspace):
+    with command.alone(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
         copy(workspace, tree)
         sys.exit(reproduce(workspace, targets))
 
@@ -110,31 +111,17 @@ def copy(workspace: Path, tree: dict[str, Any]) -> None:
     record.write(workspace / ".dvc/config.local", local)
 
 
-@contextlib.contextmanager
-def alone(workspace: Path) -> Iterator[None]:
-    """Keeps others out of the copy; the lock ends with the process, even if that is killed.
-
-    Raises:
-        PipelineError: another process is at work there.
-    """
-    workspace.mkdir(parents=True, exist_ok=True)
-    with (workspace / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(f"{workspace} is in use by another run; wait for it, or choose another name") from None
-        yield
-
-
 def reproduce(workspace: Path, targets: list[str]) -> int:
-    """Runs `dvc repro` in the copy; returns its exit status."""
+    """Runs `dvc repro` in the copy; returns its exit status. What ends this process ends DVC and its stages too."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return process.wait()
+    # DVC ignores Ctrl-C while a stage runs and leaves the stage alive when it is terminated: so both are told.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os.killpg(process.pid, number))
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def write_run(run, test_accuracy=0.85, comparable=True, **evaluation):
     record.write_json(folder / "training.json", training)
     accuracies = {"test_accuracy": test_accuracy, "val_accuracy": 0.7, "test_accuracy_flip": test_accuracy + 0.01}
     record.write_json(folder / "evaluation.json", accuracies | NUMBERS | evaluation)
+    record.write_json(folder / "speed.json", {"evaluated_ms": 1_795_388_600_000})
 
 
 def change(run, **training):

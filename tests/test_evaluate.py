@@ -203,7 +203,8 @@ class Stage:
         monkeypatch.setattr(evaluate, "THROUGHPUT_CALLS", 2)
 
     def write_training(self, status):
-        training = {"record_id": "0" * 32, "run": "custom-0", "status": status, "epochs": []}
+        training = {"record_id": "0" * 32, "run": "custom-0", "status": status, "epochs": [{} for _ in HISTORY]}
+        training |= {"params": {}, "environment": {}}
         (self.results / "training.json").write_text(json.dumps(training))
 
     def save(self, model):
@@ -246,10 +247,11 @@ def test_evaluation_says_what_the_model_does(stage, monkeypatch):
     assert evaluation["calibration_error"] == pytest.approx(
         evaluate.calibration_error(plain.astype(float), test.labels, 15), abs=1e-5
     )
-    assert np.trace(evaluation["confusion"]) == 50 * evaluation["test_accuracy"]
-    assert np.sum(evaluation["confusion"], axis=1).tolist() == [5] * 10
-    assert evaluation["recall"]["truck"] == evaluation["confusion"][9][9] / 5
-    assert list(evaluation["precision"]) == list(evaluation["recall"]) == list(evaluate.CLASS_NAMES)
+    classes = stage.read("classes.json")
+    assert np.trace(classes["confusion"]) == 50 * evaluation["test_accuracy"]
+    assert np.sum(classes["confusion"], axis=1).tolist() == [5] * 10
+    assert classes["recall"]["truck"] == classes["confusion"][9][9] / 5
+    assert list(classes["precision"]) == list(classes["recall"]) == list(evaluate.CLASS_NAMES)
     assert evaluation["parameters"] == 30_730
     assert evaluation["multiply_adds"] == 30_720
     assert evaluation["model_bytes"] == (stage.results / "model.keras").stat().st_size
@@ -265,7 +267,7 @@ def test_mirror_image_is_left_for_right():
     images = np.zeros((4, 32, 32, 3), np.uint8)
     images[:, 0, 0] = 255
     split = dataset.Split(images, np.full(4, 2, np.int32))
-    figures, _ = evaluate.evaluate(model, split, split, 15)
+    figures, *_ = evaluate.evaluate(model, split, split, 15)
     assert (figures["test_accuracy"], figures["test_accuracy_flip"]) == (0, 1)
 
 
@@ -273,7 +275,15 @@ def test_record_is_complete_and_mirrored_once(stage, capsys):
     stage.save(tiny_model())
     evaluate.main()
     assert set(stage.files()) == {
-        *("model.keras", "training.json", "history.csv", "evaluation.json", "speed.json", "geometry.json"),
+        *(
+            "model.keras",
+            "training.json",
+            "history.csv",
+            "evaluation.json",
+            "classes.json",
+            "speed.json",
+            "geometry.json",
+        ),
         *PICTURES,
     }
     assert [row["layer"] for row in stage.read("geometry.json")] == ["flatten", "classes"]

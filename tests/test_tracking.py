@@ -5,12 +5,13 @@ import json
 import pytest
 
 from pipeline import mirror, record, tracking
+from pipeline.command import PipelineError
 
 
 @pytest.fixture
 def log(project) -> record.Record:
     """A finished run of three epochs, evaluated, without a model."""
-    tracking._client.cache_clear()
+    tracking.retry()
     made = record.begin(
         "custom-0",
         "custom",
@@ -90,6 +91,7 @@ def test_mirror_that_broke_off_is_completed(log, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(tracking._client(), "set_terminated", fail)
         assert tracking.mirror(log) is None
+    tracking.retry()
     tracking.mirror(log)
     ((status, *_, metrics),) = state().values()
     assert status == "FINISHED"
@@ -115,13 +117,13 @@ def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project,
         mirror.main()
     assert state() == first
     (project / "mlflow.db").unlink()
-    tracking._client.cache_clear()
+    tracking.retry()
     mirror.main()
     assert len(runs()) == 3
 
 
 def test_published_history_is_in_the_store(project):
-    tracking._client.cache_clear()
+    tracking.retry()
     tracking.mirror_reference("published-custom")
     tracking.mirror_reference("published-custom")
     ((*_, metrics),) = state().values()
@@ -131,8 +133,65 @@ def test_published_history_is_in_the_store(project):
 
 def test_run_inside_mlflow_run_is_a_child(log, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "parent")
-    tracking.mirror(log)
+    tracking.mirror(log, live=True)
     assert runs()[0].data.tags["mlflow.parentRunId"] == "parent"
+
+
+def test_replayed_run_has_no_parent(log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "parent")
+    tracking.mirror(log)
+    assert "mlflow.parentRunId" not in runs()[0].data.tags
+
+
+def test_other_evaluation_of_the_same_training_replaces_the_run(log):
+    tracking.mirror(log)
+    log.evaluation["test_accuracy"] = 0.7
+    record.write_json(log.folder / "evaluation.json", log.evaluation)
+    tracking.mirror(log)
+    ((*_, metrics),) = state().values()
+    assert [value for _, value, _ in metrics["test_accuracy"]] == [0.7]
+    assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
+
+
+def test_figures_of_another_model_are_not_shown(log):
+    record.write_json(log.folder / "speed.json", log.speed | {"model_sha256": "of another"})
+    log = record.load("custom-0")
+    tracking.mirror(log)
+    assert "test_accuracy" not in runs()[0].data.metrics
+    assert not {"evaluation.json", "curves.png"} & {path.name for path in log.files()}
+
+
+def test_run_of_a_dead_process_is_ended_by_the_next(log):
+    environment = log.training["environment"] | {"place": "here:/folder"}
+    killed = record.begin("custom-0", "custom", log.training["params"], True, environment)
+    tracking.mirror(killed, live=True)
+    tracking.mirror(record.begin("custom-0", "custom", log.training["params"], True, environment), live=True)
+    assert sorted(run.info.status for run in runs()) == ["KILLED", "RUNNING"]
+
+
+def test_store_that_failed_is_left_alone_for_a_while(log, monkeypatch, capfd):
+    asked = []
+
+    def fail():
+        asked.append(1)
+        raise OSError("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking, "_client", fail)
+        for _ in range(5):
+            assert tracking.mirror(log, live=True) is None
+    assert len(asked) == 1
+    assert capfd.readouterr().err.count("warning:") == 1
+    tracking.retry()
+    assert tracking.mirror(log)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", ""])
+@pytest.mark.parametrize("name", ["training.json", "evaluation.json", "speed.json"])
+def test_damaged_record_is_named(log, name, text):
+    (log.folder / name).write_text(text)
+    with pytest.raises(PipelineError, match=rf"results/custom-0/{name} cannot be read"):
+        record.load("custom-0")
 
 
 def test_copies_inside_the_repository_share_its_store(monkeypatch):

@@ -1,6 +1,8 @@
 """A training leaves a whole record and one MLflow run, and ends with one line when it cannot go on."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,15 +11,16 @@ pytest.importorskip("tensorflow")
 import keras
 import numpy as np
 import yaml
+from conftest import ROOT
 
-from pipeline import record, tracking, train
+from pipeline import command, record, tracking, train
 from pipeline.command import PipelineError
 
 
 @pytest.fixture(autouse=True)
 def fresh_client():
     """Each test has a store of its own."""
-    tracking._client.cache_clear()
+    tracking.retry()
 
 
 def run_training(monkeypatch, run="custom-0"):
@@ -62,12 +65,22 @@ def test_training_leaves_record_model_and_run(project, monkeypatch):
     assert len(run.outputs.model_outputs) == 1
 
 
+@pytest.mark.slow
 def test_equal_weights_give_equal_files(project, monkeypatch):
     files = []
-    for _ in range(2):
-        run_training(monkeypatch)
+    for _ in range(2):  # two processes: a file must not depend on where things lie in memory
+        code = "import pipeline.train as t, sys; sys.argv = ['train', 'custom-0']; t.main()"
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         files.append([(project / "results/custom-0" / name).read_bytes() for name in ("model.keras", "history.csv")])
     assert files[0] == files[1]
+
+
+def test_second_training_of_a_run_at_the_same_time_is_refused(project, monkeypatch):
+    with (
+        command.alone(train.CHECKPOINTS / "custom-0", ""),
+        pytest.raises(PipelineError, match="being trained by another"),
+    ):
+        run_training(monkeypatch)
 
 
 def test_divergence_is_one_line_and_a_failed_run(project, monkeypatch):
@@ -103,7 +116,7 @@ def test_store_that_is_away_is_completed_later(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run_training(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    tracking._client.cache_clear()
+    tracking.retry()
     log = record.load("custom-0")
     tracking.mirror(log)
     _, run = mlflow_run()

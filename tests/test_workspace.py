@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import params, workspace
+from pipeline import command, params, workspace
 from pipeline.command import PipelineError
 
 
@@ -43,7 +43,8 @@ def test_key_without_a_dot_is_the_recipe_of_the_run(tree):
 
 
 def test_second_run_in_a_workspace_is_refused(tmp_path):
-    with workspace.alone(tmp_path / "w"), pytest.raises(PipelineError, match="in use"), workspace.alone(tmp_path / "w"):
+    first, second = (command.alone(tmp_path / "w", "in use") for _ in range(2))
+    with first, pytest.raises(PipelineError, match="in use"), second:
         pass
 
 

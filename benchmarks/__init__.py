@@ -1,0 +1,1 @@
+"""How fast this trains, beside others' ways of training the same."""

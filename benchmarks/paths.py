@@ -1,0 +1,130 @@
+"""The same training three ways, each in a process of its own: `python -m benchmarks.paths PATH MODEL BATCH IMAGES`.
+
+It prepares and warms up, says `ready`, and for every line on stdin trains another epoch and answers with images per
+second and its resident memory in MiB. Pixels are random: the time does not depend on them.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import psutil
+
+
+def main() -> None:
+    """Serves rounds until stdin ends."""
+    path, model, batch, images = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (images, 32, 32, 3), np.uint8)
+    labels = random.integers(0, 10, images).astype(np.int32)
+    train = {"ours": ours, "keras": stock_keras, "torch": eager_torch, "torch_bfloat16": eager_torch}[path]
+    epochs = train(model, batch, pixels, labels, path.endswith("bfloat16"))
+    next(epochs)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        next(epochs)
+        seconds = time.perf_counter() - began
+        seen = images // batch * batch
+        print(seen / seconds, psutil.Process().memory_info().rss / 2**20, flush=True)
+
+
+def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
+    """The loop of this project, precision auto, no augmentation; without its validation, as the others."""
+    from pipeline.command import import_tensorflow
+
+    import_tensorflow()
+    import tensorflow as tf
+
+    from pipeline import dataset, device, layers, loop, models, params
+
+    recipe = params.read().recipes[model].model_copy(update={"batch_size": batch, "flip": "none", "crop_pixels": 0})
+    machine = device.resolve("auto", "auto")
+    split = dataset.Split(pixels, labels)
+    steps = len(labels) // batch
+    fast = layers.twin(models.build(model), 0, machine.policy)
+    schedule = loop.Schedule("linear", recipe.learning_rate, steps * 1000, 0.2)
+    optimizer = loop.make_optimizer(recipe, schedule, machine.policy, fast)
+    run_steps = loop.graph_of_steps(fast, optimizer, [], recipe, 0, split, tf.distribute.get_strategy())
+    for epoch in range(1, 1000):
+        order = tf.constant(dataset.permutation(0, epoch, len(labels)))
+        run_steps(order, tf.constant(epoch), tf.constant(0), tf.constant(steps))[0].numpy()
+        yield
+
+
+def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
+    """The published code's way: stock layers, `fit` on arrays, float32."""
+    from pipeline.command import import_tensorflow
+
+    import_tensorflow()
+    import keras
+
+    from pipeline import models
+
+    network = models.build(model)
+    optimizer = keras.optimizers.SGD(0.05, 0.9, nesterov=True)
+    network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    keep = len(labels) // batch * batch
+    while True:
+        network.fit(pixels[:keep], labels[:keep], batch_size=batch, verbose=0)
+        yield
+
+
+def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, bfloat16: bool) -> Iterator[None]:
+    """PyTorch, eager, channels last; float32 or autocast to bfloat16."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process(), "cpu_affinity") else 2)
+    network = TORCH_MODELS[model](nn).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, nesterov=True, weight_decay=5e-4)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    answers = torch.from_numpy(labels).long()
+    while True:
+        order = torch.randperm(len(answers))
+        for start in range(0, len(answers) // batch * batch, batch):
+            chosen = order[start : start + batch]
+            x = (images[chosen].float() - 121) / 64
+            with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+                loss = nn.functional.cross_entropy(network(x), answers[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        yield
+
+
+def torch_baseline(nn):
+    """models/baseline.py for PyTorch."""
+    layers, channels = [], 3
+    for filters in (48, 96, 192):
+        layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), nn.Conv2d(filters, filters, 3), nn.ReLU()]
+        layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
+        channels = filters
+    layers += [nn.Flatten(), nn.Linear(192 * 4, 512), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(512, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10))
+
+
+def torch_custom(nn):
+    """models/custom.py for PyTorch."""
+
+    def separable(channels: int, filters: int) -> list:
+        depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        pointwise = nn.Conv2d(channels, filters, 1, bias=False)
+        return [depthwise, pointwise, nn.ReLU(), nn.BatchNorm2d(filters, 1e-3, 0.01), nn.Dropout(0.3)]
+
+    def narrow(channels: int, filters: int) -> list:
+        return [nn.Conv2d(channels, filters, 1, bias=False), nn.ReLU(), nn.MaxPool2d(2)]
+
+    layers = [*separable(3, 64), *separable(64, 128), *narrow(128, 32), *separable(32, 128), *separable(128, 128)]
+    layers += [*narrow(128, 64), *separable(64, 128), *separable(128, 256)]
+    layers += [nn.Conv2d(256, 256, 1, groups=256, bias=False), nn.Conv2d(256, 10, 1, bias=False)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+TORCH_MODELS: dict[str, Callable] = {"baseline": torch_baseline, "custom": torch_custom}
+
+
+if __name__ == "__main__":
+    main()
