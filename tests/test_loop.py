@@ -137,6 +137,7 @@ def test_schedule_rises_and_falls(shape, fractions, rates):
     assert [float(schedule(1000 * fraction)) for fraction in fractions] == pytest.approx(rates, abs=0.006)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_like_one(tmp_path, tiny_cifar10):
     code = textwrap.dedent(f"""
         import sys
