@@ -119,7 +119,7 @@ def growth(model: str, images: int, batch: int) -> dict[str, Any]:
 
 
 def startup() -> dict[str, float]:
-    """Seconds of `dvc repro` until the first steps are done and of one with nothing to do; peak MiB of the training."""
+    """Seconds of `dvc repro` until the first steps are done and of one with nothing to do."""
     from pipeline import command, params, workspace
 
     tree = params.read().model_dump()
@@ -133,9 +133,8 @@ def startup() -> dict[str, float]:
 
         def repro(target: str) -> float:
             began = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "dvc", "repro", "-q", *target.split()], cwd=copy, env=environment, check=True
-            )
+            command = [sys.executable, "-m", "dvc", "repro", "-q", *target.split()]
+            subprocess.run(command, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
             return time.perf_counter() - began
 
         repro("fetch")
