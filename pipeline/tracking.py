@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import sys
 import time
@@ -182,7 +183,8 @@ def _mirror(record: Record, live: bool) -> str:
         client.delete_run(run.info.run_id)
         run = None
     if run is None:
-        _end_dead_runs(experiment, record)
+        if live:
+            _end_dead_runs(experiment, record)
         tags = _tags(record, live) | ({} if live else {"replayed": "true"})
         name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
         run = client.get_run(client.create_run(experiment, training["started_ms"], tags, name).info.run_id)
@@ -316,10 +318,14 @@ def _find(experiment: str, record_id: str) -> Any:
 
 def _end_dead_runs(experiment: str, record: Record) -> None:
     """Ends as killed what is RUNNING of the same run in the same folder: one training at a time is let in there."""
-    place = record.training["environment"].get("place", "")
     for run in _client().search_runs([experiment], f"attributes.status = 'RUNNING' AND tags.run = '{record.run}'"):
-        if run.data.tags.get("place") == place:
+        if run.data.tags.get("place") == _place():
             _client().set_terminated(run.info.run_id, "KILLED")
+
+
+def _place() -> str:
+    """Where a training goes on: a machine and a folder. A tag only, for whoever clones the record has no use for it."""
+    return f"{socket.gethostname()}:{Path.cwd()}"
 
 
 def _tags(record: Record, live: bool) -> dict[str, str]:
@@ -331,6 +337,8 @@ def _tags(record: Record, live: bool) -> dict[str, str]:
     tags |= {"mlflow.source.type": "LOCAL"}
     if not training["comparable"]:
         tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
+    if live:
+        tags["place"] = _place()
     parent = os.environ.get("MLFLOW_RUN_ID")  # we are inside `mlflow run`
     if live and parent:
         tags["mlflow.parentRunId"] = parent

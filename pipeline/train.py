@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 import zipfile
@@ -111,7 +110,6 @@ def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
     return {
         **commit(),
         **experiment,
-        "place": f"{socket.gethostname()}:{Path.cwd()}",
         "data_hash": data_hash,
         "device": machine.name,
         "processor": machine.processor,

@@ -162,7 +162,7 @@ def test_figures_of_another_model_are_not_shown(log):
 
 
 def test_run_of_a_dead_process_is_ended_by_the_next(log):
-    environment = log.training["environment"] | {"place": "here:/folder"}
+    environment = log.training["environment"]
     killed = record.begin("custom-0", "custom", log.training["params"], True, environment)
     tracking.mirror(killed, live=True)
     tracking.mirror(record.begin("custom-0", "custom", log.training["params"], True, environment), live=True)
