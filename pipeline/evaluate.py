@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from pipeline.dataset import Split
 
-DATA = Path("data/cifar10")
 PREDICTION_BATCH = 500  # images
 THROUGHPUT_BATCH = 256  # images
 LATENCY_CALLS, THROUGHPUT_CALLS = 200, 20  # timed, after a tenth as many that are not
@@ -111,8 +110,8 @@ def read_splits(data: params.Data) -> tuple[Split, Split]:
     from pipeline import dataset
 
     try:
-        test = dataset.read_test(DATA, data.test_images, data.split_seed)
-        _, val = dataset.read_train_val(DATA, data.train_images, data.val_images, data.split_seed)
+        test = dataset.read_test(record.DATA, data.test_images, data.split_seed)
+        _, val = dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
     return test, val

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.command import PipelineError
 
+DATA = Path("data/cifar10")
 RESULTS = Path("results")
 REFERENCE = Path("reference")
 TRAINING_FILES = ("history.csv", "training.json")

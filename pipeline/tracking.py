@@ -5,6 +5,7 @@ reached costs a warning and some seconds, never a training.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -263,8 +264,6 @@ def _mirror_reference(name: str) -> str:
 
 def reference_digest(name: str) -> str:
     """Changes whenever the published result's files do."""
-    import hashlib
-
     figures = json.dumps(records.load_reference(name), sort_keys=True)
     return hashlib.sha256(figures.encode()).hexdigest()[:32]
 
@@ -348,6 +347,8 @@ def _tags(record: Record, live: bool) -> dict[str, str]:
 def _log_inputs(run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+    from pipeline.cifar10 import ARCHIVE_URL
+
     training = record.training
     _client().log_batch(run_id, params=[Param(key, str(value)) for key, value in training["params"].items()])
     sizes = {key: training["params"][key] for key in ("train_images", "val_images")}
@@ -355,7 +356,7 @@ def _log_inputs(run_id: str, record: Record) -> None:
         name="cifar10",
         digest=training["environment"]["data_hash"],
         source_type="http",
-        source=json.dumps({"url": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"}),
+        source=json.dumps({"url": ARCHIVE_URL}),
         profile=json.dumps(sizes),
     )
     _client().log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])

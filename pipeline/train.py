@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.dataset import Split
     from pipeline.device import Device
 
-DATA = Path("data/cifar10")
 CHECKPOINTS = Path("checkpoints")
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
@@ -53,7 +52,9 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
 
     recipe, seed = settings.recipe_of(run), settings.runs[run].seed
     try:
-        train_split, val_split = dataset.read_train_val(DATA, **settings.data.model_dump(exclude={"test_images"}))
+        train_split, val_split = dataset.read_train_val(
+            record.DATA, **settings.data.model_dump(exclude={"test_images"})
+        )
     except (OSError, ValueError) as error:
         raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
     model = models.build(recipe.model)

@@ -93,7 +93,7 @@ def _nested(key: str, value: Any) -> Any:
 def copy(workspace: Path, tree: dict[str, Any]) -> None:
     """Makes the copy equal to the working files, recorded results included: what they still hold for is not repeated.
 
-    What no stage made and no commit holds, like the data and the checkpoints of a training cut off, stays there.
+    The data stays there: it is fetched once.
     """
     for name in FILES:
         source, target = Path(name), workspace / name
