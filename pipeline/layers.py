@@ -13,6 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+
+class UntrainableError(ValueError):
+    """A model or recipe that cannot be trained here, for a reason that the user can mend."""
+
+
 _noise: list[tf.Tensor] = []  # the seed of the step that is being traced, int64 [2]
 
 
@@ -87,7 +92,7 @@ def twin(model: keras.Model, seed: int, policy: str = "float32") -> keras.Model:
         policy: Keras dtype policy of the layers between the first and the last.
 
     Raises:
-        ValueError: a layer draws random numbers of its own, so that a training could not be repeated.
+        UntrainableError: a layer draws random numbers of its own, so that a training could not be repeated.
     """
     places = iter(range(1, 1_000))
     output_layer = model.output._keras_history.operation
@@ -110,10 +115,10 @@ def twin(model: keras.Model, seed: int, policy: str = "float32") -> keras.Model:
         copy = kind.from_config(config)
         if isinstance(copy, Dropout):
             if copy.noise_shape:
-                raise ValueError(f"layer {layer.name!r}: Dropout with noise_shape is not supported")
+                raise UntrainableError(f"layer {layer.name!r}: Dropout with noise_shape is not supported")
             copy.place = next(places)
         elif hasattr(copy, "seed_generator"):
-            raise ValueError(
+            raise UntrainableError(
                 f"layer {layer.name!r} ({type(layer).__name__}) draws random numbers from hidden state, which cannot "
                 "be repeated; use keras.layers.Dropout, or augment through the recipe"
             )

@@ -106,12 +106,14 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        ValueError: the batch cannot be shared equally among the replicas.
+        UntrainableError: the batch cannot be shared equally among the replicas, or as `layers.twin`.
     """
     strategy = strategy or tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
     if recipe.batch_size % replicas:
-        raise ValueError(f"batch_size {recipe.batch_size} cannot be shared equally among {replicas} devices")
+        raise layers.UntrainableError(
+            f"batch_size {recipe.batch_size} cannot be shared equally among {replicas} devices"
+        )
     steps = len(train_split.labels) // recipe.batch_size
     with strategy.scope():
         fast = layers.twin(model, seed, policy)

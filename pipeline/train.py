@@ -45,9 +45,9 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
     """Trains a run and leaves its record, and its MLflow run, ended whatever happens.
 
     Raises:
-        PipelineError: the data is missing or damaged, or the loss is not finite.
+        PipelineError: the data is missing or damaged, the model cannot be trained, or the loss is not finite.
     """
-    from pipeline import dataset, geometry, loop, models
+    from pipeline import dataset, geometry, layers, loop, models
     from pipeline.progress import TrainingProgress
 
     recipe, seed = settings.recipe_of(run), settings.runs[run].seed
@@ -94,6 +94,8 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
         status = "finished"
     except FloatingPointError as error:
         raise PipelineError(f"{run}: {error}; lower recipes.{settings.runs[run].recipe}.learning_rate") from None
+    except layers.UntrainableError as error:
+        raise PipelineError(f"{run}: {error}") from None
     except (KeyboardInterrupt, SystemExit):
         status = "killed"
         raise
