@@ -2,13 +2,22 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
+
+import psutil
+
+LOCK = ".lock"
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 
 
 class PipelineError(Exception):
@@ -16,30 +25,75 @@ class PipelineError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a `PipelineError` becomes one line on stderr and exit status 1, never a stack trace."""
+    """Calls `main`; its `PipelineError`, or what the system refuses, becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` clauses run
     try:
         main()
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 @contextlib.contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
+def alone(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
     """Keeps other processes out of what the folder stands for; the lock ends with the process, even a killed one.
+
+    Args:
+        folder: made if it is absent.
+        busy: what to say when another process holds the lock.
+        patience: seconds to wait for that process to end.
 
     Raises:
         PipelineError: another process holds the lock; the message is `busy`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PipelineError(busy) from None
+    with (folder / LOCK).open("w") as lock:
+        end = time.monotonic() + patience
+        while not _locked(lock):
+            if time.monotonic() >= end:
+                raise PipelineError(busy) from None
+            time.sleep(0.1)
         yield
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with (folder / LOCK).open("r+") as lock:
+            return not _locked(lock)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+
+
+def _locked(lock: IO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def end_with_dvc() -> None:
+    """Ends this process as SIGTERM would, once the DVC that started it is gone: killed, DVC leaves its stages alive."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    chain = [psutil.Process()]
+    for ancestor in chain[0].parents():
+        chain.append(ancestor)
+        if ancestor.name() not in SHELLS:
+            break
+
+    def watch() -> None:
+        try:
+            while all(child.ppid() == parent.pid for child, parent in itertools.pairwise(chain)):
+                time.sleep(1)
+        except psutil.NoSuchProcess:
+            pass
+        print("DVC is gone: this training ends; `dvc repro` goes on with it", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def import_tensorflow() -> None:

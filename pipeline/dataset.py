@@ -103,11 +103,11 @@ def augment(images: tf.Tensor, places: tf.Tensor, epoch: tf.Tensor, noise: tf.Te
         return images
     n = tf.shape(images)[0]
     shift_low, shift_high = -crop_pixels, crop_pixels + 1
-    shift = tf.random.stateless_uniform([2, n, 1], noise, shift_low, shift_high, tf.int32)
+    shift = tf.random.stateless_uniform([2, n, 1], noise, shift_low, shift_high, tf.int32, alg="philox")
     rows = _reflect(tf.range(SIDE) + shift[0])  # [n, 32]
     columns = tf.range(SIDE)[None]
     if flip == "random":
-        mirrored = tf.random.stateless_uniform([n, 1], noise + 1, 0, 2, tf.int32)
+        mirrored = tf.random.stateless_uniform([n, 1], noise + 1, 0, 2, tf.int32, alg="philox")
     elif flip == "alternating":
         mirrored = tf.bitwise.bitwise_and(_hash(places) + epoch, 1)[:, None]
     else:

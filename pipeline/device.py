@@ -13,7 +13,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 
 class Device(NamedTuple):
-    """The resolved device: `CPU` or GPU names, the Keras dtype policy, a strategy if there are several GPUs."""
+    """The resolved device: `CPU` or GPU names, Keras dtype policy, strategy if there are several GPUs, XLA or not."""
 
     name: str
     processor: str
@@ -21,9 +21,21 @@ class Device(NamedTuple):
     precision: str
     policy: str
     strategy: tf.distribute.Strategy | None
+    xla: bool
+
+    def determines(self) -> dict[str, str | int]:
+        """What weights depend on, down to the last bit, beside params, data and code."""
+        return {
+            "device": self.name,
+            "processor": self.processor,
+            "threads": self.threads,
+            "precision": self.precision,
+            "xla": "on" if self.xla else "off",
+            **{name: number for name, number in versions().items() if name in ("tensorflow", "keras", "numpy")},
+        }
 
 
-def resolve(device: str = "auto", precision: str = "auto") -> Device:
+def resolve(device: str = "auto", precision: str = "auto", xla: str = "auto") -> Device:
     """Sets TensorFlow up for a device and a precision; call it before anything else of TensorFlow.
 
     Args:
@@ -44,6 +56,8 @@ def resolve(device: str = "auto", precision: str = "auto") -> Device:
         tf.config.set_visible_devices([], "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        tf.config.experimental.enable_op_determinism()  # on a CPU, what is used here repeats itself without
     if precision == "auto":
         precision = _fastest_precision(gpus)
     if precision == "float16" and not gpus:
@@ -56,6 +70,7 @@ def resolve(device: str = "auto", precision: str = "auto") -> Device:
         precision=precision,
         policy=POLICIES[precision],
         strategy=tf.distribute.MirroredStrategy() if len(gpus) > 1 else None,
+        xla=bool(gpus) if xla == "auto" else xla == "on",
     )
 
 

@@ -46,7 +46,8 @@ class Dropout(keras.layers.Dropout):
             return inputs
         shape = tf.shape(inputs)
         values = tf.size(inputs)
-        words = tf.random.stateless_uniform([(values + 7) // 8], _noise[-1] + self.place, None, None, tf.int64)
+        seed = _noise[-1] + self.place
+        words = tf.random.stateless_uniform([(values + 7) // 8], seed, None, None, tf.int64, alg="philox")
         octets = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values], shape)
         keep = tf.cast(octets >= dropped, inputs.dtype)
         return inputs * (keep * tf.cast(256 / (256 - dropped), inputs.dtype))

@@ -37,6 +37,18 @@ class Epoch(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "images_per_second"}
 
 
+class State(NamedTuple):
+    """What a training holds after an epoch: with it, it goes on as if it had never stopped.
+
+    Attributes:
+        epoch: the last finished one.
+        values: of weights, optimizer and moving averages, in the order that `train` makes them in.
+    """
+
+    epoch: int
+    values: list[np.ndarray]
+
+
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up over a fraction of the steps, then constant, or linear or cosine down to 0."""
 
@@ -85,8 +97,10 @@ def train(
     val_split: dataset.Split,
     policy: str = "float32",
     strategy: tf.distribute.Strategy | None = None,
+    xla: bool = False,
+    resume: State | None = None,
     on_steps: Callable[[int, int, int, float], None] = lambda epoch, done, steps, loss: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[Epoch, State], None] = lambda epoch, state: None,
 ) -> None:
     """Trains `model`: its weights are the result.
 
@@ -101,8 +115,10 @@ def train(
         val_split: what to measure on.
         policy: Keras dtype policy.
         strategy: replicas; None: one device.
+        xla: compile steps with XLA.
+        resume: the state that an earlier call of the same arguments gave `on_epoch`; its epoch is not repeated.
         on_steps: called a few times an epoch with epoch, steps done, steps in all, mean loss so far.
-        on_epoch: called after each epoch, when `model` holds its weights.
+        on_epoch: called after each epoch, when `model` holds its weights, with what `resume` takes.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -120,11 +136,15 @@ def train(
         schedule = Schedule(recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction)
         optimizer = make_optimizer(recipe, schedule, policy, fast)
         averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
-    layers.copy_weights(fast.weights, model)
-    run_steps = graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy)
+    variables = [*fast.weights, *optimizer.variables, *averages]
+    if resume:
+        for variable, value in zip(variables, resume.values, strict=True):
+            variable.assign(value)
+    layers.copy_weights(averages or fast.weights, model)
+    run_steps = graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy, xla)
     validate = _graph_of_validation(model, val_split)
     chunk = max(1, steps // 20)  # steps a call: a few hundred milliseconds to seconds between two reports
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(resume.epoch + 1 if resume else 1, recipe.epochs + 1):
         order = tf.constant(dataset.permutation(seed, epoch, len(train_split.labels)))
         loss_sum = correct = 0.0
         began = time.monotonic()
@@ -142,21 +162,26 @@ def train(
         if not math.isfinite(val_loss):
             raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")
         rate = float(schedule(steps * epoch - 1))
-        on_epoch(Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate, speed))
+        on_epoch(
+            Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate, speed),
+            State(epoch, [np.asarray(variable) for variable in variables]),
+        )
 
 
-def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy) -> Callable:
+def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy, xla=False) -> Callable:
     """A graph function of (order, epoch, first step, last step + 1): sum of losses, number of correct answers."""
     replicas = strategy.num_replicas_in_sync
     share = recipe.batch_size // replicas
     steps = len(train_split.labels) // recipe.batch_size
-    images = tf.constant(train_split.images.reshape(len(train_split.images), -1))
-    labels = tf.constant(train_split.labels)
 
-    def step(order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor):
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        start = step_in_epoch * recipe.batch_size + replica * share
-        places = tf.ensure_shape(order[start : start + share], [share])
+    def on_every_device(values: np.ndarray):
+        return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(values))
+
+    images = on_every_device(train_split.images.reshape(len(train_split.images), -1))
+    labels = on_every_device(train_split.labels)
+
+    def gradients(images, labels, order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor, replica: tf.Tensor):
+        places = tf.slice(order, [step_in_epoch * recipe.batch_size + replica * share], [share])
         # Seeds are pairs: places within a step are told apart by adding to both (layers.py, dataset.py).
         count = tf.cast((epoch - 1) * steps + step_in_epoch, tf.int64) * replicas + tf.cast(replica, tf.int64)
         noise = tf.stack([tf.constant(seed, tf.int64), count * 4096])
@@ -170,15 +195,23 @@ def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strateg
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
             loss = tf.reduce_mean(losses) / replicas  # the optimizer adds up what the replicas bring
             scaled = optimizer.scale_loss(loss)
-        optimizer.apply(tape.gradient(scaled, fast.trainable_variables), fast.trainable_variables)
         hits = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32))
+        return loss, hits, tape.gradient(scaled, fast.trainable_variables)
+
+    # XLA cannot hold what replicas tell each other, which is the optimizer's part, and all of it is elementwise.
+    compiled = tf.function(gradients, jit_compile=True) if xla else gradients
+
+    def step(images, labels, order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor):
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+        loss, hits, slopes = compiled(images, labels, order, epoch, step_in_epoch, replica)
+        optimizer.apply(slopes, fast.trainable_variables)
         return loss, hits
 
     @tf.function
     def run_steps(order: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
         loss_sum, correct = tf.constant(0.0), tf.constant(0.0)
         for step_in_epoch in tf.range(start, stop):
-            loss, hits = strategy.run(step, (order, epoch, step_in_epoch))
+            loss, hits = strategy.run(step, (images, labels, order, epoch, step_in_epoch))
             loss_sum += strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
             correct += strategy.reduce(tf.distribute.ReduceOp.SUM, hits, axis=None)
             for average, weight in zip(averages, fast.weights, strict=False):

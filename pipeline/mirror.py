@@ -9,6 +9,7 @@ def main() -> None:
     references = record.references()
     if tracking.in_step([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
         return
+    tracking.end_dead_runs()
     for name in references:
         tracking.mirror_reference(name)
     for run in runs:

@@ -64,6 +64,7 @@ class Train(Section):
     """What holds for every training."""
 
     device: Literal["auto", "cpu", "gpu"] = _choice("auto", "cpu", "gpu")
+    xla: Literal["auto", "on", "off"] = _choice("auto", "on", "off")
 
 
 class Recipe(Section):

@@ -1,5 +1,6 @@
 """What a training left on disk, `results/<run>/`: the record that compare reads and MLflow mirrors."""
 
+import copy
 import csv
 import hashlib
 import json
@@ -15,6 +16,7 @@ from pipeline.command import PipelineError
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
+CHECKPOINTS = Path("checkpoints")
 REFERENCE = Path("reference")
 TRAINING_FILES = ("history.csv", "training.json")
 EVALUATION_FILES = (
@@ -63,7 +65,7 @@ class Record:
         return self.folder / "model.keras"
 
     def add_epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
-        """Takes in a finished epoch and writes history and training to disk."""
+        """Takes in a finished epoch."""
         self.history.append(row)
         self.training["epochs"].append(
             {
@@ -73,10 +75,13 @@ class Record:
                 "images_per_second": round(images_per_second, 1),
             }
         )
-        self.save_training()
+
+    def snapshot(self) -> "Record":
+        """A copy that later epochs do not change."""
+        return copy.deepcopy(self)
 
     def end(self, status: str) -> None:
-        """Closes the training as `finished` or `failed` and writes it to disk."""
+        """Closes the training as `finished`, `failed` or `killed` and writes it to disk."""
         self.training |= {"status": status, "ended_ms": now_ms()}
         self.save_training()
 
@@ -119,6 +124,16 @@ def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, envir
     }
     record = Record(RESULTS / run, training)
     record.model_file.unlink(missing_ok=True)  # of an earlier training; DVC has removed it, unless we are run by hand
+    record.save_training()
+    return record
+
+
+def resume(run: str, training: dict[str, Any], history: list[dict[str, float]]) -> Record:
+    """The record of a training that goes on, on disk again: DVC removes a stage's results before it runs."""
+    after = [*training.get("resumed_after_epochs", []), len(history)]
+    training = training | {"status": "running", "ended_ms": None, "resumed_after_epochs": after}
+    record = Record(RESULTS / run, training, history)
+    record.model_file.unlink(missing_ok=True)
     record.save_training()
     return record
 
@@ -200,7 +215,10 @@ def write_json(path: Path, content: Any) -> None:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, text as UTF-8, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())  # a power cut must not leave the new name with no content
     os.replace(partial, path)
 
 

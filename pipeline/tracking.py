@@ -8,14 +8,16 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
 import re
 import socket
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "cifar10"
 RECORD_ID = "record_id"  # the tag that a run is found by
+PLACE = "place"  # the tag that says where a run goes on
 IN_STEP = "record_digest"  # the tag that is set last: the digest of the record that the run mirrors
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page for trainings, not for chat bots
+LAST_WAIT = 10.0  # seconds, for what is still being logged when a training ends
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
 TRAINING_METRICS = ("epoch_seconds", "images_per_second")
 # Numbers that describe, not measure; and val_accuracy, which the last epoch has already.
@@ -113,7 +117,7 @@ def mirror_reference(name: str) -> str | None:
 
 
 def in_step(wanted: Iterable[str]) -> bool:
-    """Whether the embedded store is known to mirror all these digests.
+    """Whether the embedded store is known to mirror all these digests, and to call nothing RUNNING that is not.
 
     Asked of SQLite itself: importing MLflow and opening its store costs 2 s of every `dvc repro`.
     """
@@ -129,43 +133,81 @@ def in_step(wanted: Iterable[str]) -> bool:
                 "AND runs.lifecycle_stage = 'active' AND ? IN (experiments.name, experiments.experiment_id)",
                 (IN_STEP, os.environ.get("MLFLOW_EXPERIMENT_ID") or _experiment_name()),
             ).fetchall()
+            running = connection.execute(
+                "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
+                "WHERE tags.key = ? AND runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'",
+                (PLACE,),
+            ).fetchall()
         finally:
             connection.close()
     except sqlite3.Error:
         return False
-    return set(wanted) <= {value for (value,) in rows}
+    return set(wanted) <= {value for (value,) in rows} and not any(_is_dead(place) for (place,) in running)
 
 
-class SystemMetrics:
-    """MLflow's own sampling of processor, memory and GPU, from `start` to `stop`, into the live run."""
+class Live:
+    """The MLflow run of a training, kept in step by a thread of its own.
 
-    def __init__(self) -> None:
+    The training never waits for it: a store that is slow, or away, costs an epoch nothing. MLflow's own sampling of
+    processor, memory and GPU goes into the same run.
+    """
+
+    def __init__(self, record: Record, texts: dict[str, str]):
+        """Begins with the record as it is now; `texts`: text files for the run, by name."""
+        self._id, self._texts = record.id, texts
         self._monitor: Any = None
+        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.update(record)
+        self._thread.start()
 
-    def start(self, run_id: str | None) -> None:
-        """Begins to sample; does nothing where the store has failed."""
-        if run_id:
-            self._monitor = attempt("start system metrics", lambda: self._started(run_id))
+    def update(self, record: Record) -> None:
+        """Takes note of what the record says now."""
+        self._records.put(record.snapshot())
 
-    def stop(self) -> None:
-        """Ends the sampling."""
+    def close(self, record: Record) -> None:
+        """Logs the record's end; returns after seconds if the store does not answer. The mirror stage completes it."""
+        self._records.put(None)
+        self._thread.join(LAST_WAIT)
+        if not self._thread.is_alive():
+            mirror(record, live=True)
+
+    def _follow(self) -> None:
+        begun = False
+        while record := self._latest():
+            run_id = mirror(record, live=True)
+            if run_id and not begun:
+                begun = attempt(f"begin {record.run}", partial(self._begin, run_id)) is not None
         if self._monitor:
             attempt("end system metrics", self._monitor.finish)
 
-    def _started(self, run_id: str) -> Any:
-        import mlflow
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    def _begin(self, run_id: str) -> bool:
+        _end_dead_runs(_experiment(), but=self._id)
+        for name, text in self._texts.items():
+            _client().log_text(run_id, text, name)
+        self._monitor = _started_monitor(run_id)
+        return True
 
-        mlflow.set_tracking_uri(store_uri())
-        monitor = SystemMetricsMonitor(run_id, sampling_interval=10, samples_before_logging=1)
-        monitor.start()
-        return monitor
+    def _latest(self) -> Record | None:
+        """The newest of what waits; None after `close`."""
+        record = self._records.get()
+        while record and not self._records.empty():
+            newer = self._records.get()
+            if newer is None:
+                self._records.put(None)
+                return record
+            record = newer
+        return record
 
 
-def log_text(run_id: str | None, text: str, name: str) -> None:
-    """Adds a text file to a run; does nothing where the store has failed."""
-    if run_id:
-        attempt(f"log {name}", lambda: _client().log_text(run_id, text, name))
+def _started_monitor(run_id: str) -> Any:
+    import mlflow
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    mlflow.set_tracking_uri(store_uri())
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=10, samples_before_logging=1, resume_logging=True)
+    monitor.start()
+    return monitor
 
 
 def _mirror(record: Record, live: bool) -> str:
@@ -184,16 +226,19 @@ def _mirror(record: Record, live: bool) -> str:
         client.delete_run(run.info.run_id)
         run = None
     if run is None:
-        if live:
-            _end_dead_runs(experiment, record)
         tags = _tags(record, live) | ({} if live else {"replayed": "true"})
         name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
         run = client.get_run(client.create_run(experiment, training["started_ms"], tags, name).info.run_id)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
+    if training["status"] == "running" and run.info.status != "RUNNING":
+        client.update_run(run_id, "RUNNING")  # it goes on after it was ended
     if not run.data.params:
         _log_inputs(run_id, record)
+    if after := training.get("resumed_after_epochs"):
+        tags = {"resumed_after_epochs": ", ".join(map(str, after))} | ({PLACE: _place(record.run)} if live else {})
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     at = {row["epoch"]: row for row in training["epochs"]}
     there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
     metrics = [
@@ -315,16 +360,25 @@ def _find(experiment: str, record_id: str) -> Any:
     return found[0] if found else None
 
 
-def _end_dead_runs(experiment: str, record: Record) -> None:
-    """Ends as killed what is RUNNING of the same run in the same folder: one training at a time is let in there."""
-    for run in _client().search_runs([experiment], f"attributes.status = 'RUNNING' AND tags.run = '{record.run}'"):
-        if run.data.tags.get("place") == _place():
+def end_dead_runs() -> None:
+    """Ends as killed what says RUNNING in the store, but is not, of this machine's trainings."""
+    attempt("end dead runs", lambda: _end_dead_runs(_experiment()))
+
+
+def _end_dead_runs(experiment: str, but: str = "") -> None:
+    for run in _client().search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(RECORD_ID) != but and _is_dead(run.data.tags.get(PLACE, "")):
             _client().set_terminated(run.info.run_id, "KILLED")
 
 
-def _place() -> str:
-    """Where a training goes on: a machine and a folder. A tag only, for whoever clones the record has no use for it."""
-    return f"{socket.gethostname()}:{Path.cwd()}"
+def _place(run: str) -> str:
+    """Where a training goes on: a machine and the folder that it locks. In the store only, not in the record."""
+    return f"{socket.gethostname()}:{Path.cwd() / records.CHECKPOINTS / run}"
+
+
+def _is_dead(place: str) -> bool:
+    host, _, folder = place.partition(":")
+    return host == socket.gethostname() and not command.is_busy(Path(folder))
 
 
 def _tags(record: Record, live: bool) -> dict[str, str]:
@@ -337,7 +391,7 @@ def _tags(record: Record, live: bool) -> dict[str, str]:
     if not training["comparable"]:
         tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
     if live:
-        tags["place"] = _place()
+        tags[PLACE] = _place(record.run)
     parent = os.environ.get("MLFLOW_RUN_ID")  # we are inside `mlflow run`
     if live and parent:
         tags["mlflow.parentRunId"] = parent

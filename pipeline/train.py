@@ -6,12 +6,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import command, params, record, tracking
+from pipeline import checkpoint, command, params, record, tracking
 from pipeline.command import PipelineError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import Split
     from pipeline.device import Device
 
-CHECKPOINTS = Path("checkpoints")
+PATIENCE = 10.0  # seconds, for a training to end whose DVC is gone
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
@@ -34,18 +35,22 @@ def main() -> None:
     recipe = settings.recipe_of(run)
 
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
+    command.end_with_dvc()
     command.import_tensorflow()
     from pipeline import device
 
-    with command.alone(CHECKPOINTS / run, f"{run} is being trained by another process; wait for it or end it"):
-        train(run, settings, device.resolve(settings.train.device, recipe.precision))
+    machine = device.resolve(settings.train.device, recipe.precision, settings.train.xla)
+    busy = f"{run} is being trained by another process; wait for it or end it"
+    with command.alone(record.CHECKPOINTS / run, busy, PATIENCE):  # it may be one whose DVC was killed
+        train(run, settings, machine)
 
 
 def train(run: str, settings: params.Params, machine: "Device") -> None:
-    """Trains a run and leaves its record, and its MLflow run, ended whatever happens.
+    """Trains a run, from its last finished epoch on, and leaves its record, and its MLflow run, ended whatever happens.
 
     Raises:
-        PipelineError: the data is missing or damaged, the model cannot be trained, or the loss is not finite.
+        PipelineError: the data is missing or damaged, the model cannot be trained, the loss is not finite, or the
+            results cannot be written.
     """
     from pipeline import dataset, geometry, layers, loop, models
     from pipeline.progress import TrainingProgress
@@ -58,37 +63,61 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
     except (OSError, ValueError) as error:
         raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
     model = models.build(recipe.model)
-    log = record.begin(
-        run,
-        settings.runs[run].recipe,
-        settings.flat(run),
-        settings.data.comparable,
-        environment(machine, data_hash(train_split, val_split)),
-    )
-    mlflow_run = tracking.mirror(log, live=True)
-    tracking.log_text(mlflow_run, json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1), "geometry.json")
-    system_metrics = tracking.SystemMetrics()
-    system_metrics.start(mlflow_run)
+    data = data_hash(train_split, val_split)
+    identity = {**settings.flat(run), "data_hash": data, **machine.determines(), **code_hashes(recipe.model)}
+    identity.pop("test_images")
+    found, notes = checkpoint.newest(record.CHECKPOINTS / run, identity)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if found:
+        log = record.resume(run, found.training | {"params": settings.flat(run)}, found.history)
+    else:
+        log = record.begin(
+            run,
+            settings.runs[run].recipe,
+            settings.flat(run),
+            settings.data.comparable,
+            environment(machine, data),
+        )
+    live = tracking.Live(log, {"geometry.json": json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)})
     progress = TrainingProgress(
         f"{run}: {model.count_params():,} parameters, {recipe.epochs} epochs of {len(train_split.labels):,} images, "
-        f"{machine.name} ({machine.threads} threads), {machine.precision}",
+        f"{machine.name} ({machine.threads} threads), {machine.precision}"
+        + (f"; goes on after epoch {found.epoch}" if found else ""),
         recipe.epochs,
     )
     epoch_began = time.monotonic()
 
-    def on_epoch(epoch: loop.Epoch) -> None:
+    def on_epoch(epoch: loop.Epoch, state: loop.State) -> None:
         nonlocal epoch_began
         seconds = time.monotonic() - epoch_began
-        log.add_epoch(epoch.figures(), seconds, epoch.images_per_second)
-        progress.epoch(epoch.figures(), seconds, epoch.images_per_second)
-        tracking.mirror(log, live=True)
         epoch_began = time.monotonic()
+        log.add_epoch(epoch.figures(), seconds, epoch.images_per_second)
+        try:
+            log.save_training()
+            checkpoint.write(
+                record.CHECKPOINTS / run, checkpoint.Checkpoint(identity, log.training, log.history, state.values)
+            )
+        except OSError as error:  # a full disk: the training is worth more than this epoch's checkpoint
+            print(f"warning: epoch {epoch.epoch} is not on disk ({error}); the training goes on", file=sys.stderr)
+        progress.epoch(epoch.figures(), seconds, epoch.images_per_second)
+        live.update(log)
 
     status = "failed"
     try:
         with progress:
             loop.train(
-                model, recipe, seed, train_split, val_split, machine.policy, machine.strategy, progress.steps, on_epoch
+                model,
+                recipe,
+                seed,
+                train_split,
+                val_split,
+                machine.policy,
+                machine.strategy,
+                machine.xla,
+                loop.State(found.epoch, found.values) if found else None,
+                progress.steps,
+                on_epoch,
             )
         save(model, log.model_file)
         status = "finished"
@@ -96,13 +125,24 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
         raise PipelineError(f"{run}: {error}; lower recipes.{settings.runs[run].recipe}.learning_rate") from None
     except layers.UntrainableError as error:
         raise PipelineError(f"{run}: {error}") from None
+    except OSError as error:
+        raise PipelineError(f"{run}: {error}; `dvc repro` goes on after the last finished epoch") from None
     except (KeyboardInterrupt, SystemExit):
         status = "killed"
         raise
     finally:
-        system_metrics.stop()
-        log.end(status)
-        tracking.mirror(log, live=True)
+        try:
+            log.end(status)
+        finally:
+            live.close(log)
+    checkpoint.clear(record.CHECKPOINTS / run)
+
+
+def code_hashes(model: str) -> dict[str, str]:
+    """Of the files that change weights, the same that dvc.yaml lists: `code <file>` -> digest."""
+    folder = Path(__file__).parent
+    files = ["dataset.py", "layers.py", "loop.py", "models/__init__.py", f"models/{model}.py"]
+    return {f"code {file}": record.sha256(folder / file)[:16] for file in files}
 
 
 def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
@@ -114,10 +154,7 @@ def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
         **commit(),
         **experiment,
         "data_hash": data_hash,
-        "device": machine.name,
-        "processor": machine.processor,
-        "threads": machine.threads,
-        "precision": machine.precision,
+        **machine.determines(),
         **device.versions(),
     }
 
@@ -155,17 +192,20 @@ def save(model: "keras.Model", path: Path) -> None:
     import keras
 
     written, partial = path.with_name(".written.keras"), path.with_name(f".{path.name}.partial")
-    keras.saving.save_model(model, written)
-    with zipfile.ZipFile(written) as source, zipfile.ZipFile(partial, "w") as target:
-        for name in source.namelist():
-            content = source.read(name)
-            if name == "metadata.json":
-                content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
-            if name == "config.json":
-                content = _with_counted_ids(content)
-            target.writestr(zipfile.ZipInfo(name), content)
-    written.unlink()
-    os.replace(partial, path)
+    try:
+        keras.saving.save_model(model, written)
+        with zipfile.ZipFile(written) as source, zipfile.ZipFile(partial, "w") as target:
+            for name in source.namelist():
+                content = source.read(name)
+                if name == "metadata.json":
+                    content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+                if name == "config.json":
+                    content = _with_counted_ids(content)
+                target.writestr(zipfile.ZipInfo(name), content)
+        os.replace(partial, path)
+    finally:
+        written.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _with_counted_ids(configuration: bytes) -> bytes:

@@ -50,7 +50,7 @@ def small_model() -> keras.Model:
 def trained(recipe, splits, seed=0, **more):
     """The trained model and its epochs."""
     model, epochs = small_model(), []
-    loop.train(model, recipe, seed, *splits, on_epoch=epochs.append, **more)
+    loop.train(model, recipe, seed, *splits, on_epoch=lambda epoch, _: epochs.append(epoch), **more)
     return model, epochs
 
 
@@ -80,6 +80,40 @@ def test_same_seed_gives_the_same_weights_to_the_bit(recipe, splits, policy):
     assert loop.digest(first) == loop.digest(again)
     assert [epoch.figures() for epoch in trace] == [epoch.figures() for epoch in same_trace]
     assert loop.digest(trained(settings, splits, seed=1, policy=policy)[0]) != loop.digest(first)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "policy"), [("sgd", "float32"), ("adamw", "mixed_bfloat16"), ("sgd", "mixed_float16")]
+)
+def test_training_that_goes_on_is_the_uninterrupted_one_to_the_bit(recipe, splits, optimizer, policy):
+    settings = recipe(epochs=3, optimizer=optimizer, flip="alternating", crop_pixels=4, ema_decay=0.9)
+    states, whole = [], small_model()
+    loop.train(whole, settings, 0, *splits, policy, on_epoch=lambda epoch, state: states.append((epoch, state)))
+    for done in (1, 2, 3):
+        resumed, epochs = small_model(), [epoch for epoch, _ in states[:done]]
+        loop.train(
+            resumed,
+            settings,
+            0,
+            *splits,
+            policy,
+            resume=states[done - 1][1],
+            on_epoch=lambda epoch, _, epochs=epochs: epochs.append(epoch),
+        )
+        assert loop.digest(resumed) == loop.digest(whole)
+        assert [epoch.figures() for epoch in epochs] == [epoch.figures() for epoch, _ in states]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_compiled_by_xla_it_trains_the_same(recipe, splits, policy):
+    settings = recipe(flip="random", crop_pixels=4, label_smoothing=0.1, ema_decay=0.9)
+    (_, plain), (compiled_model, compiled) = (
+        trained(settings, splits, policy=policy, xla=xla) for xla in (False, True)
+    )
+    assert compiled[0].loss == pytest.approx(plain[0].loss, rel=1e-3 if policy == "float32" else 0.03)
+    again, _ = trained(settings, splits, policy=policy, xla=True)
+    assert loop.digest(again) == loop.digest(compiled_model)
 
 
 def test_loss_trace_is_the_known_one(recipe, splits):
@@ -153,8 +187,8 @@ def test_two_replicas_train_like_one(tmp_path, tiny_cifar10):
         losses = []
         for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
             epochs = []
-            loop.train(small_model(), recipe, 0, *splits, strategy=strategy, on_epoch=epochs.append)
-            losses.append([epoch.loss for epoch in epochs])
+            loop.train(small_model(), recipe, 0, *splits, strategy=strategy, on_epoch=lambda *got: epochs.append(got))
+            losses.append([epoch.loss for epoch, _ in epochs])
         print(losses)
         # Not equal: batch statistics are per replica, and dropout draws another mask.
         np.testing.assert_allclose(losses[0], losses[1], rtol=0.2)

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import yaml
 
-from pipeline import mirror, record, tracking
+from pipeline import command, mirror, record, tracking
 from pipeline.command import PipelineError
 
 
@@ -161,12 +162,54 @@ def test_figures_of_another_model_are_not_shown(log):
     assert not {"evaluation.json", "curves.png"} & {path.name for path in log.files()}
 
 
-def test_run_of_a_dead_process_is_ended_by_the_next(log):
-    environment = log.training["environment"]
-    killed = record.begin("custom-0", "custom", log.training["params"], True, environment)
-    tracking.mirror(killed, live=True)
-    tracking.mirror(record.begin("custom-0", "custom", log.training["params"], True, environment), live=True)
-    assert sorted(run.info.status for run in runs()) == ["KILLED", "RUNNING"]
+def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
+    first, second = (begun(log, name) for name in ("baseline-0", "custom-0"))
+    with command.alone(record.CHECKPOINTS / "baseline-0", ""):
+        for made in (first, second):
+            tracking.mirror(made, live=True)
+        third = begun(log, "custom-0")
+        tracking.Live(third, {"a.txt": "of no use"}).close(third)
+        assert {run.data.tags["record_id"]: run.info.status for run in runs()} == {
+            first.id: "RUNNING",  # its folder is locked: somebody trains there
+            second.id: "KILLED",
+            third.id: "RUNNING",
+        }
+
+
+def test_run_of_a_dead_process_is_ended_by_the_mirror_stage(log, project):
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["runs"].pop("baseline-0")
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    mirror.main()
+    log.training |= {"status": "running", "record_id": "of a killed one"}
+    tracking.mirror(log, live=True)
+    mirror.main()
+    assert "RUNNING" not in [run.info.status for run in runs()]
+
+
+def begun(log, name) -> record.Record:
+    return record.begin(name, "custom", log.training["params"], True, log.training["environment"])
+
+
+def test_run_that_goes_on_is_the_same_run(log):
+    rows, epochs = log.history, log.training["epochs"]
+    log.history, log.training["epochs"] = rows[:2], epochs[:2]
+    log.end("killed")
+    tracking.mirror(log, live=True)
+    assert runs()[0].info.status == "KILLED"
+    resumed = record.resume("custom-0", log.training, log.history)
+    live = tracking.Live(resumed, {})
+    resumed.history, resumed.training["epochs"] = rows, epochs
+    live.update(resumed)
+    live._records.put(None)
+    live._thread.join()
+    assert runs()[0].info.status == "RUNNING"
+    resumed.end("finished")
+    tracking.mirror(resumed, live=True)
+    ((status, *_, tags, metrics),) = state().values()
+    assert status == "FINISHED"
+    assert tags["resumed_after_epochs"] == "2"
+    assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
 def test_store_that_failed_is_left_alone_for_a_while(log, monkeypatch, capfd):

@@ -1,0 +1,115 @@
+"""Where a training goes on after it was ended half-way: `checkpoints/<run>/`, which is no output of DVC.
+
+A checkpoint is one file: the SHA-256 of the rest in hex, a newline, then an uncompressed `.npz` with the state's arrays
+and a header: the record so far, and the identity, which is all that the weights depend on. Two are kept of an identity.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import record
+
+KEPT = 2
+DIGEST_BYTES = 64
+
+
+class Checkpoint(NamedTuple):
+    """A training after an epoch.
+
+    Attributes:
+        identity: what its weights depend on: params, data, device, versions, code; flat.
+        training: `training.json` of its record.
+        history: its epochs.
+        values: the arrays of `loop.State`.
+    """
+
+    identity: dict[str, Any]
+    training: dict[str, Any]
+    history: list[dict[str, float]]
+    values: list[np.ndarray]
+
+    @property
+    def epoch(self) -> int:
+        """The last finished one."""
+        return len(self.history)
+
+
+class DamagedError(Exception):
+    """The file is not a whole checkpoint."""
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Adds a checkpoint to the run's folder, whole or not at all; only then removes the third last one."""
+    header = json.dumps({key: getattr(checkpoint, key) for key in ("identity", "training", "history")}).encode()
+    body = io.BytesIO()
+    arrays: dict[str, Any] = {f"{place:05}": value for place, value in enumerate(checkpoint.values)}
+    np.savez(body, header=np.frombuffer(header, np.uint8), **arrays)
+    content = body.getvalue()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    record.write(folder / _name(checkpoint.identity, checkpoint.epoch), digest + b"\n" + content)
+    for old in _files(folder, checkpoint.identity)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """The last whole checkpoint of this identity, and what a person should know: which were not used, and why."""
+    notes: list[str] = []
+    for path in _files(folder, identity):
+        try:
+            return read(path), notes
+        except DamagedError as error:
+            notes.append(f"{path} is damaged ({error}) and not used")
+    others = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    others = [path for path in others if path not in _files(folder, identity)]
+    for path in reversed(others):
+        try:
+            notes.append(f"{path} is not used: {_difference(read(path).identity, identity)}")
+            break
+        except DamagedError:
+            continue
+    return None, notes
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint. Raises DamagedError."""
+    try:
+        content = path.read_bytes()
+        digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES + 1 :]
+        if hashlib.sha256(body).hexdigest().encode() != digest:
+            raise DamagedError("its checksum differs")
+        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+            values = [arrays[name] for name in sorted(arrays.files) if name != "header"]
+        return Checkpoint(header["identity"], header["training"], header["history"], values)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DamagedError(" ".join(str(error).split())) from None
+
+
+def clear(folder: Path) -> None:
+    """Removes what the run's trainings left, finished or not."""
+    for path in [*folder.glob("*.ckpt"), *folder.glob(".*.partial")]:
+        path.unlink(missing_ok=True)
+
+
+def _name(identity: dict[str, Any], epoch: int) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{digest[:8]}-epoch-{epoch:04}.ckpt"
+
+
+def _files(folder: Path, identity: dict[str, Any]) -> list[Path]:
+    """Those of this identity, the latest epoch first."""
+    return sorted(folder.glob(_name(identity, 0).replace("0000", "*")), reverse=True)
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What first differs, in words."""
+    for key in [*ours, *theirs]:
+        if theirs.get(key) != ours.get(key):
+            return f"its {key} is {theirs.get(key)}, now {ours.get(key)}"
+    return "it is of another training"
