@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import re
@@ -27,6 +28,8 @@ class PipelineError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; its `PipelineError`, or what the system refuses, becomes one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` clauses run
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a path's name may hold bytes that are no text
     try:
         main()
     except (PipelineError, OSError) as error:  # a full disk, a folder that may not be written

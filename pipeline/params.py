@@ -2,18 +2,21 @@
 
 import difflib
 import re
+import reprlib
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import command, models
+from pipeline import command, models, record
 from pipeline.command import PipelineError
 
 TRAINING_IMAGES = 50_000
 TEST_IMAGES = 10_000
+MOST_BYTES = 1_000_000  # of a params file: thousands of runs
 
 
 def _whole(low: int, high: int, **more: Any) -> Any:
@@ -158,11 +161,13 @@ def read(path: str | Path = "params.yaml") -> Params:
 def parse(path: str | Path) -> Any:
     """The file's values, unchecked. Raises PipelineError if it cannot be read or is not YAML."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = record.read(Path(path), MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise PipelineError(f"{path} is not here; run the command in the folder that holds it") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path} cannot be read: {error}; save it as UTF-8") from None
     return parse_text(text, str(path))
 
 
@@ -171,21 +176,26 @@ def parse_text(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PipelineError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise PipelineError(f"{source} is not valid YAML: {' '.join(str(error).split()):.300}") from None
 
 
 def check(tree: Any, source: str = "params.yaml") -> Params:
     """Checks a parsed tree; `source` is named in errors. Raises as `read`."""
-    try:
-        params = Params.model_validate(tree)
-    except ValidationError as error:
-        raise PipelineError(f"{source}: {_one_line(error, tree)}") from None
-    except RecursionError:
-        raise PipelineError(f"{source}: the values are nested too deeply; params.yaml has three levels") from None
+    params = check_values(tree, source)
     problem = _contradiction(params)
     if problem:
         raise PipelineError(f"{source}: {problem}")
     return params
+
+
+def check_values(tree: Any, source: str) -> Params:
+    """Checks each value by itself, not what they say together. Raises as `read`."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise PipelineError(f"{source}: {_one_line(error, tree)}") from None
+    except RecursionError:
+        raise PipelineError(f"{source}: the values are nested too deeply; params.yaml has three levels") from None
 
 
 def _contradiction(params: Params) -> str | None:
@@ -223,7 +233,7 @@ def _one_line(error: ValidationError, tree: Any) -> str:
     """The first problem that pydantic found: key, value received, what is allowed."""
     first, *others = error.errors(include_url=False)
     location = [str(part) for part in first["loc"] if part != "[key]"]
-    key = ".".join(location) or "the file"
+    key = ".".join(plain(part) for part in location) or "the file"
     more = f" (and {len(others)} more)" if others else ""
     section, field = _declared(location)
     if first["type"] == "extra_forbidden":
@@ -234,11 +244,27 @@ def _one_line(error: ValidationError, tree: Any) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; add it: {field}{more}"
     if first["loc"][-1:] == ("[key]",):
-        return f"{key}: received the name {location[-1]!r:.80}; allowed: {_describe(Name)}{more}"
+        return f"{key}: received the name {shown(location[-1])}; allowed: {_describe(Name)}{more}"
     value: Any = tree
     for part in first["loc"]:
+        if not isinstance(value, dict) or part not in value:  # a key that is no text: pydantic spells it in its own way
+            return f"{key}: received a key that is no text; allowed: {field}{more}"
         value = value[part]
-    return f"{key}: received {value!r:.80}; allowed: {field}{more}"
+    return f"{key}: received {shown(value)}; allowed: {field}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value in at most 80 characters of one line; only what is shown is spelt out, however much the value holds."""
+    return f"{_short.repr(value):.80}"
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 3, 9, 9, 60, 40
+
+
+def plain(key: Any) -> str:
+    """A key as it is, if it is one that could be meant."""
+    return str(key) if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", str(key)) else shown(key)
 
 
 def _declared(location: list[str]) -> tuple[type[Section] | None, str]:
@@ -265,11 +291,15 @@ def _describe(annotated: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it (1.2): `5e-4` is a number, `off` is text, a key given twice is an error."""
+    """YAML as DVC reads it (1.2): `5e-4` is a number, `off` is text, a key given twice is an error. Tags are too."""
+
+    def scan_tag(self) -> Any:
+        """Tags make other types of values than the ones below, and fail in ways of their own."""
+        raise yaml.scanner.ScannerError(None, None, "a tag, which begins with '!', is not allowed", self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        twice = next((key for key, times in Counter(keys).items() if times > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -283,9 +313,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Nu
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,30}$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+.0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten, not eight
 
 
 def main() -> None:

@@ -207,6 +207,16 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
 
 
+def read(path: Path, most_bytes: int) -> bytes:
+    """A file's content. Raises OSError also for what is no file, which may never end, and for a file of more bytes."""
+    if not path.is_file():
+        path.stat()  # says so if it is absent
+        raise OSError("it is no regular file")
+    if path.stat().st_size > most_bytes:
+        raise OSError(f"it has {path.stat().st_size:,} bytes; allowed: at most {most_bytes:,}")
+    return path.read_bytes()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
     write(path, json.dumps(content, indent=1) + "\n")

@@ -42,7 +42,7 @@ def main() -> None:
     for setting in arguments.settings:
         key, _, value = setting.partition("=")
         if value:  # `mlflow run` hands every parameter on, also those that the user left at their empty default
-            set_param(tree, key, params.parse_text(value, f"-S {setting}"), arguments.run)
+            set_param(tree, key, params.parse_text(value, f"-S {params.plain(key)}"), arguments.run)
     settings = params.check(tree, "params.yaml with these changes")
     if arguments.run:
         settings.check_run(arguments.run)
@@ -62,12 +62,12 @@ def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
         PipelineError: a key of the overlay is not in the tree.
     """
     if not isinstance(overlay, dict):
-        raise PipelineError(f"{source}: received {overlay!r:.80}; allowed: a mapping with keys of params.yaml")
+        raise PipelineError(f"{source}: received {params.shown(overlay)}; allowed: a mapping with keys of params.yaml")
     for key, value in overlay.items():
         if key not in tree:
             close = difflib.get_close_matches(str(key), list(tree), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise PipelineError(f"{source}: unknown key {key}; allowed here: {', '.join(tree)}{hint}")
+            raise PipelineError(f"{source}: unknown key {params.plain(key)}; allowed here: {', '.join(tree)}{hint}")
         if isinstance(value, dict) and isinstance(tree[key], dict) and key != "runs":
             replace(tree[key], value, source)
         else:
@@ -75,19 +75,21 @@ def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
 
 
 def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
-    """Sets one value. A key without a dot is a recipe's: of the run's recipe, or without a run of every recipe."""
+    """Sets one value. A key without a dot is a recipe's: of the run's recipe, or without a run of every recipe.
+
+    Raises:
+        PipelineError: there is no such key, or what was set before leaves no recipes to set it in.
+    """
     if "." in key:
-        section, _, rest = key.partition(".")
-        replace(tree, {section: _nested(rest, value)}, f"-S {key}={value}")
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        replace(tree, value, f"-S {params.plain(key)}")
         return
-    recipes = [tree["runs"][run]["recipe"]] if run in tree["runs"] else list(tree["recipes"])
-    for recipe in recipes:
-        replace(tree["recipes"][recipe], {key: value}, f"-S {key}={value}")
-
-
-def _nested(key: str, value: Any) -> Any:
-    first, _, rest = key.partition(".")
-    return {first: _nested(rest, value) if rest else value}
+    params.check_values(tree, "params.yaml with these changes")
+    chosen = tree["runs"][run]["recipe"] if run in tree["runs"] else None
+    for recipe in tree["recipes"]:
+        if chosen in (None, recipe):
+            replace(tree["recipes"][recipe], {key: value}, f"-S {params.plain(key)}")
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:

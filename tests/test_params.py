@@ -1,16 +1,21 @@
 """params.yaml is read as written, and everything wrong with it is said in one line."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 from conftest import ROOT
-from hypothesis import given
+from dvc.utils.serialize import loads_yaml
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
 from pipeline.command import PipelineError
+
+fuzz = settings(max_examples=300, deadline=None)
 
 
 def put(tree: dict, key: str, value: object) -> dict:
@@ -165,3 +170,127 @@ def test_a_wrong_value_ends_with_one_line_and_a_failing_status(tmp_path, tree):
     assert done.stderr == (
         "error: params.yaml: data.val_images: received -1; allowed: a whole number from 10 to 50000, a multiple of 10\n"
     )
+
+
+TEXT = (ROOT / "params.yaml").read_text()
+HOSTILE = {
+    "aliases that double 60 times": "a0: &a0 [x, x]\n"
+    + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    + "data: *a59",
+    "a list that holds itself": "data: &a [*a]",
+    "a mapping that holds itself": "&a\ndata: *a",
+    "recipes that hold themselves": "recipes: &a {b: *a}",
+    "merges that double": "a: &a {b: 1}\n" * 20 + "data: {!!merge x: [*a, *a]}",
+    "a Python object": "!!python/object/apply:os.system ['touch evil']",
+    "a tag of a date": "!!timestamp never",
+    "a tag of a number": "!!int ''",
+    "a tag of a set": "!!set [a]",
+    "a tag of a huge number": "data: {train_images: !!int 0b" + "1" * 100_000 + "}",
+    "an own tag": "%TAG ! tag:x,1:\n---\n!x a",
+    "another version": "%YAML 9.9\n---\na: 1",
+    "two documents": "a: 1\n---\nb: 1",
+    "a key that is a list": "? [a]\n: 1",
+    "a key with a line break": TEXT + '"a\\nb": 1\n',
+    "a key with a terminal's escape": TEXT + '"a\\e[31m": 1\n',
+    "a key that is half a character": TEXT + '"\\ud800": 1\n',
+    "a long key": TEXT + "k" * 500 + ": 1\n",
+    "a long alias": "a: *" + "b" * 5000,
+    "NUL": "a: \0",
+    "a number of 100,000 digits": "data: " + "1" * 100_000,
+    "100,000 digits and a letter": "data: " + "1" * 100_000 + "x",
+    "20,000 keys": "".join(f"k{i}: 1\n" for i in range(20_000)),
+    "deep lists": "[" * 300 + "]" * 300,
+    "deeper mappings": "{a: " * 5000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_is_refused_in_one_short_line_and_soon(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(PipelineError, match=r"^params\.yaml") as raised:
+        params.read()
+    assert time.monotonic() - began < 5
+    assert is_one_line(raised.value)
+    assert len(str(raised.value)) < 600
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "no regular file"),
+        (os.mkfifo, "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+        (lambda path: path.symlink_to("/no/such/file"), "is not here"),
+        (lambda path: path.write_bytes(TEXT.encode("utf-16")), "save it as UTF-8"),
+        (lambda path: path.write_bytes(b"a: \xff"), "save it as UTF-8"),
+        (lambda path: path.write_bytes(b" " * (params.MOST_BYTES + 1)), "has 1,000,001 bytes; allowed: at most 1,000"),
+        (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40), "1,099,511,627,776 bytes"),
+    ],
+    ids=["folder", "pipe", "endless", "circle", "nowhere", "UTF-16", "bytes", "too long", "1 TiB"],
+)
+def test_what_is_no_text_file_is_refused_in_one_line(tmp_path, make, said):
+    make(tmp_path / "params.yaml")
+    with pytest.raises(PipelineError, match=said) as raised:
+        params.read(tmp_path / "params.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_byte_order_mark_changes_nothing(tmp_path):
+    (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-8-sig")
+    assert params.read(tmp_path / "params.yaml") == params.read(ROOT / "params.yaml")
+
+
+def is_one_line(error):
+    """Also for a terminal."""
+    return len(str(error).splitlines()) == 1 and "\x1b" not in str(error)
+
+
+def accepted_or_refused_in_one_line(text):
+    try:
+        params.check(params.parse_text(text, "text"), "text")
+    except PipelineError as error:
+        assert is_one_line(error)
+        assert len(str(error)) < 1000
+
+
+@fuzz
+@given(st.text(st.sampled_from("abz019.,:-?!&*#|>%@`'\"{}[]<=~\\/ \n\t\r\ufeff\u2028é\x85")) | st.text())
+def test_any_text_is_refused_in_one_line(text):
+    accepted_or_refused_in_one_line(text)
+
+
+@fuzz
+@given(st.integers(0, len(TEXT)), st.integers(0, 9), st.text("a1.:-?!&*#|>'\"{}[]\\ \n\té\ud800"))
+def test_any_damage_of_the_file_is_refused_in_one_line_or_harmless(place, cut, put_in):
+    accepted_or_refused_in_one_line(TEXT[:place] + put_in + TEXT[place + cut :])
+
+
+@fuzz
+@given(
+    st.sampled_from(["", "data", "train", "recipes", "recipes.custom", "runs", "runs.custom-0", "compare.budgets"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.integers() | st.text() | st.dictionaries(st.text(), st.integers()),
+)
+def test_any_other_key_is_refused_in_one_line(section, key, value):
+    tree = yaml.safe_load(TEXT)
+    inner = tree
+    for part in filter(None, section.split(".")):
+        inner = inner[part]
+    assume(key not in inner)
+    inner[key] = value
+    with pytest.raises(PipelineError) as raised:
+        params.check(tree)
+    assert is_one_line(raised.value)
+
+
+@fuzz
+@given(st.from_regex(r"[-+.]?[0-9]{1,4}[0-9.eE+_x-]{0,4}", fullmatch=True))
+def test_what_is_a_number_to_us_is_the_same_number_to_dvc(text):
+    ours = params.parse_text(f"a: {text}", "text")["a"]
+    if not isinstance(ours, str):
+        theirs = loads_yaml(f"a: {text}")["a"]
+        assert (ours, type(ours)) == (theirs, type(theirs))

@@ -1,6 +1,12 @@
 """A workspace has params of its own and leaves everything else alone."""
 
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import command, params, workspace
 from pipeline.command import PipelineError
@@ -68,3 +74,55 @@ def test_copy_starts_from_the_recorded_results_each_time(tmp_path, monkeypatch, 
         (copied / "results/b").mkdir()
     assert (tmp_path / "params.yaml").read_text() == "mine"
     assert (tmp_path / "results/a/x.json").read_text() == "recorded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-S", "recipes.custom=3", "-S", "epochs=4"], "recipes.custom: received 3; allowed: a mapping"),
+        (["-S", "runs.custom-0=3", "-S", "epochs=4", "--run", "custom-0"], "runs.custom-0: received 3; allowed"),
+        (["-S", "runs.a-0={recipe: no, model: custom, seed: 0}", "-S", "epochs=4", "--run", "a-0"], "received 'no'"),
+        (["-S", "." * 9_000 + "=1"], "unknown key ''"),
+        (["-S", "a\nb=1"], r"unknown key 'a\nb'"),
+        (["-S", "epochs=[*a"], "-S epochs is not valid YAML"),
+        (["-S", "epochs=!!int x"], "a tag, which begins with '!', is not allowed"),
+        (["--overlay", "/dev/zero"], "/dev/zero cannot be read: it is no regular file"),
+        (["--overlay", "/no/such/file\udcff"], "/no/such/file\udcff is not here"),
+        (["--run", "no\nsuch"], r"unknown run 'no\nsuch'"),
+    ],
+)
+def test_bad_changes_end_with_one_line_and_make_no_workspace(tmp_path, monkeypatch, capsys, arguments, said):
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["workspace", "name", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.run(workspace.main)
+    assert said in str(ended.value)
+    assert len(str(ended.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+KEYS = st.sampled_from(
+    ["epochs", "recipes", "recipes.custom", "recipes.custom.epochs", "runs", "runs.custom-0", "data"]
+)
+VALUES = st.sampled_from(
+    ["3", "{}", "[]", "~", "a", "{custom: {}}", "{custom-0: 3}", "{custom-0: {recipe: x}}", "[*a]"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(KEYS | st.text("abc.\n"), VALUES | st.text("a1:{}[]*&! ")), max_size=3))
+def test_any_changes_are_refused_in_one_line_or_valid(changes):
+    tree = params.read(ROOT / "params.yaml").model_dump()
+    try:
+        for key, value in changes:
+            workspace.set_param(tree, key, params.parse_text(value, "-S"), "custom-0")
+        params.check(tree)
+    except PipelineError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+def test_name_that_is_no_text_is_printed_all_the_same():
+    code = "from pipeline import command; command.run(lambda: print('\\udcff'))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\\udcff\n", "")
