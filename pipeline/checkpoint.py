@@ -69,10 +69,12 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, l
     others = [path for path in others if path not in _files(folder, identity)]
     for path in reversed(others):
         try:
-            notes.append(f"{path} is not used: {_difference(read(path).identity, identity)}")
-            break
+            other = read(path)
         except DamagedError:
             continue
+        if other.epoch:
+            notes.append(f"{path} is not used: {_difference(other.identity, identity)}")
+        break
     return None, notes
 
 

@@ -322,11 +322,24 @@ def _client() -> "MlflowClient":
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # it would print stack traces of what we warn of
     database = _database()
-    # A store that is made now keeps its working folder for ever, as the place of the default experiment's files.
-    with contextlib.chdir(database.parent) if database else contextlib.nullcontext():
-        client = MlflowClient(store_uri())
-        client.search_experiments(max_results=1)
+    if database and not database.exists():
+        _make_store(database)
+    client = MlflowClient(store_uri())
+    client.search_experiments(max_results=1)
     return client
+
+
+def _make_store(database: Path) -> None:
+    """Makes an embedded store whole or not at all: MLflow cannot open one that was killed while it made its tables."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = database.with_name(f"{database.name}.new-{os.getpid()}")
+    # A store keeps the working folder of its making for ever, as the place of the default experiment's files.
+    with contextlib.chdir(database.parent):
+        SqlAlchemyStore(f"sqlite:///{new}", "./mlruns").engine.dispose()
+    with contextlib.suppress(FileExistsError):  # another was faster
+        os.link(new, database)
+    new.unlink()
 
 
 def _experiment_name() -> str:

@@ -66,7 +66,8 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
     data = data_hash(train_split, val_split)
     identity = {**settings.flat(run), "data_hash": data, **machine.determines(), **code_hashes(recipe.model)}
     identity.pop("test_images")
-    found, notes = checkpoint.newest(record.CHECKPOINTS / run, identity)
+    checkpoints = record.CHECKPOINTS / run
+    found, notes = checkpoint.newest(checkpoints, identity)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if found:
@@ -79,11 +80,23 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
             settings.data.comparable,
             environment(machine, data),
         )
+
+    def keep(state: loop.State | None) -> None:
+        """A full disk is no reason to end: the training is worth more than this epoch's checkpoint."""
+        try:
+            log.save_training()
+            values = state.values if state else []
+            checkpoint.write(checkpoints, checkpoint.Checkpoint(identity, log.training, log.history, values))
+        except OSError as error:
+            print(f"warning: epoch {len(log.history)} is not on disk ({error}); the training goes on", file=sys.stderr)
+
+    if not found:
+        keep(None)  # killed before its first epoch ends, it goes on in the same MLflow run
     live = tracking.Live(log, {"geometry.json": json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)})
     progress = TrainingProgress(
         f"{run}: {model.count_params():,} parameters, {recipe.epochs} epochs of {len(train_split.labels):,} images, "
         f"{machine.name} ({machine.threads} threads), {machine.precision}"
-        + (f"; goes on after epoch {found.epoch}" if found else ""),
+        + (f"; goes on after epoch {found.epoch}" if found and found.epoch else ""),
         recipe.epochs,
     )
     epoch_began = time.monotonic()
@@ -93,13 +106,7 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
         seconds = time.monotonic() - epoch_began
         epoch_began = time.monotonic()
         log.add_epoch(epoch.figures(), seconds, epoch.images_per_second)
-        try:
-            log.save_training()
-            checkpoint.write(
-                record.CHECKPOINTS / run, checkpoint.Checkpoint(identity, log.training, log.history, state.values)
-            )
-        except OSError as error:  # a full disk: the training is worth more than this epoch's checkpoint
-            print(f"warning: epoch {epoch.epoch} is not on disk ({error}); the training goes on", file=sys.stderr)
+        keep(state)
         progress.epoch(epoch.figures(), seconds, epoch.images_per_second)
         live.update(log)
 
@@ -115,7 +122,7 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
                 machine.policy,
                 machine.strategy,
                 machine.xla,
-                loop.State(found.epoch, found.values) if found else None,
+                loop.State(found.epoch, found.values) if found and found.epoch else None,
                 progress.steps,
                 on_epoch,
             )
@@ -135,7 +142,7 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
             log.end(status)
         finally:
             live.close(log)
-    checkpoint.clear(record.CHECKPOINTS / run)
+    checkpoint.clear(checkpoints)
 
 
 def code_hashes(model: str) -> dict[str, str]:

@@ -1,0 +1,317 @@
+"""What may happen to a training, made to happen: it costs an epoch, and the store does not lie."""
+
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from pipeline import checkpoint, record, tracking
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+EPOCHS = 8
+KILLS = int(os.environ.get("KILLS", "6"))  # of the random ones; `make test-faults` makes it 20
+
+
+@pytest.fixture
+def longer(project) -> Path:
+    """The tiny project with a training of several epochs, with everything that is random in it."""
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "crop_pixels": 4, "ema_decay": 0.9}
+    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    return project
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, bytes]:
+    """Filled by the first test that needs it: what an undisturbed training leaves, and how many seconds it takes."""
+    return {}
+
+
+def start(project: Path, code: str = "", **environment: str) -> subprocess.Popen:
+    """The trainer as DVC starts it; `code` runs in its process before."""
+    trains = "import sys; from pipeline import command, train; sys.argv = ['', 'custom-0']; command.run(train.main)"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{textwrap.dedent(code)}\n{trains}"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(project: Path, **environment: str) -> str:
+    """Trains to the end; returns what was printed."""
+    process = start(project, **environment)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def left(project: Path) -> tuple[bytes, bytes]:
+    """What is equal for equal weights."""
+    folder = project / "results/custom-0"
+    return (folder / "model.keras").read_bytes(), (folder / "history.csv").read_bytes()
+
+
+def whole(project: Path, cache: dict) -> dict:
+    """The undisturbed training, once: in a folder like `project`."""
+    if not cache:
+        began = time.monotonic()
+        finish(project)
+        cache |= {"seconds": time.monotonic() - began, "left": left(project)}
+        for name in ("results", "checkpoints", "mlruns"):
+            subprocess.run(["rm", "-rf", project / name], check=True)
+        (project / "mlflow.db").unlink()
+        tracking.retry()
+    return cache
+
+
+def check_store(runs: int = 1) -> None:
+    """Each finished run has each step of each metric once; none says RUNNING."""
+    tracking.retry()
+    tracking.end_dead_runs()
+    client = tracking._client()
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(found) == runs
+    assert {run.info.status for run in found} == {"FINISHED"}
+    for run in found:
+        for key in ("loss", "val_accuracy", "epoch_seconds"):
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+            assert steps == list(range(1, EPOCHS + 1)), key
+
+
+def test_training_killed_at_random_moments_ends_with_the_same_weights(longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    moments, killed, ids = random.Random(0), 0, set()
+    while killed < KILLS:
+        process = start(longer)
+        try:
+            process.communicate(timeout=moments.uniform(0.3, 1.0) * expected["seconds"])
+            assert process.returncode == 0
+            assert left(longer) == expected["left"]
+            subprocess.run(["rm", "-rf", longer / "results", longer / "mlruns"], check=True)  # and once more
+            (longer / "mlflow.db").unlink()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+            if (longer / "results/custom-0/training.json").exists():
+                ids.add(json.loads((longer / "results/custom-0/training.json").read_text())["record_id"])
+            subprocess.run(["rm", "-rf", longer / "results"], check=True)  # as DVC does before a stage
+    finish(longer)
+    assert left(longer) == expected["left"]
+    check_store()
+    assert not list((longer / "checkpoints/custom-0").glob("*.ckpt"))
+
+
+# Where the process is killed: the function, and which of its calls; before or after it does its work.
+POINTS = {
+    "before the first checkpoint is there": ("checkpoint", "write", 1, "before"),
+    "while a checkpoint is written": ("os", "replace", 9, "before"),
+    "between checkpoint and store": ("checkpoint", "write", 3, "after"),
+    "before the model is saved": ("train", "save", 1, "before"),
+    "between model and record": ("train", "save", 1, "after"),
+    "before the checkpoints are removed": ("checkpoint", "clear", 1, "before"),
+    "while the store takes an epoch": ("tracking", "_find", 4, "after"),
+    "while the store takes the end": ("tracking", "_log_model", 1, "after"),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_training_killed_at(point, longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    module, name, call, when = POINTS[point]
+    process = start(
+        longer,
+        f"""
+        import os, signal
+        from pipeline import checkpoint, train, tracking
+        does, calls = {module}.{name}, []
+        def killing(*arguments, **named):
+            calls.append(1)
+            if len(calls) == {call} and {when!r} == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = does(*arguments, **named)
+            if len(calls) == {call}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        {module}.{name} = killing
+        """,
+    )
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == -signal.SIGKILL, said
+    finish(longer)
+    assert left(longer) == expected["left"]
+    check_store()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    process = start(longer)
+    lines = iter(process.stdout.readline, "")
+    next(line for line in lines if line.startswith("epoch 2/"))
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == status
+    assert "Traceback" not in said
+    tracking.retry()
+    client = tracking._client()
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "KILLED"
+    said = finish(longer)
+    assert "goes on after epoch" in said
+    assert left(longer) == expected["left"]
+    check_store()
+
+
+def test_equal_trainings_beside_each_other_on_one_store_lose_nothing(longer, uninterrupted, tmp_path):
+    expected = whole(longer, uninterrupted)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("data", "reference", "params.yaml"):
+        (other / name).symlink_to(longer / name)
+    processes = [start(folder) for folder in (longer, other)]
+    for process in processes:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+        assert "warning" not in said
+    assert left(longer) == left(other) == expected["left"]
+    check_store(runs=2)
+
+
+class Server:
+    """Listens on a free port of the loopback; does to every caller what `answer` does with its connection."""
+
+    def __init__(self, answer):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.kept = []
+
+        def serve():
+            while True:
+                connection, _ = self.socket.accept()
+                self.kept.append(connection)
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+
+
+def fail(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+    connection.close()
+
+
+def drip(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("answer", [lambda connection: None, drip, fail], ids=["hangs", "drips", "fails"])
+def test_server_that(answer, longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    began = time.monotonic()
+    said = finish(longer, MLFLOW_TRACKING_URI=Server(answer).address)
+    assert time.monotonic() - began < 1.3 * expected["seconds"] + 30
+    assert said.count("warning: MLflow could not") <= 3
+    assert "Traceback" not in said
+    epochs = json.loads((longer / "results/custom-0/training.json").read_text())["epochs"]
+    assert max(epoch["epoch_seconds"] for epoch in epochs[1:]) < 10
+    assert left(longer) == expected["left"]
+    tracking.retry()
+    tracking.mirror(record.load("custom-0"))
+    check_store()
+
+
+def test_store_that_is_locked_meanwhile_is_completed_later(longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    tracking._client()  # makes it
+    lock = sqlite3.connect(longer / "mlflow.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    said = finish(longer)
+    lock.execute("ROLLBACK")
+    assert "warning: MLflow could not log custom-0" in said
+    assert left(longer) == expected["left"]
+    tracking.mirror(record.load("custom-0"))
+    check_store()
+
+
+def test_checkpoint_that_is_damaged_falls_back_to_the_one_before(longer, uninterrupted):
+    expected = whole(longer, uninterrupted)
+    files = stopped_after(longer, 3)
+    with files[-1].open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    said = finish(longer)
+    assert "is damaged" in said
+    assert "goes on after epoch 2" in said
+    assert left(longer) == expected["left"]
+    check_store()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("recipes", "custom", "learning_rate", 0.02), "its learning_rate is 0.01, now 0.02"),
+        (("recipes", "custom", "precision", "float32"), "its precision is bfloat16, now float32"),
+        (("data", "train_images", 120), "its train_images is 100, now 120"),
+    ],
+)
+def test_checkpoint_of_other_params_is_not_used(change, words, longer):
+    stopped_after(longer, 2)
+    tree = yaml.safe_load((longer / "params.yaml").read_text())
+    *path, key, value = change
+    section = tree
+    for part in path:
+        section = section[part]
+    if words.startswith("its precision") and record_precision(longer) != "bfloat16":
+        pytest.skip("this processor has no bfloat16")
+    section[key] = value
+    (longer / "params.yaml").write_text(yaml.safe_dump(tree))
+    said = finish(longer)
+    assert words in said
+    assert "goes on" not in said
+
+
+def record_precision(project: Path) -> str:
+    (file, *_) = sorted((project / "checkpoints/custom-0").glob("*.ckpt"))
+    return checkpoint.read(file).identity["precision"]
+
+
+def stopped_after(project: Path, epoch: int) -> list[Path]:
+    """Kills a training right after the checkpoint of this epoch; the files of its folder, the latest last."""
+    process = start(
+        project,
+        f"""
+        import os, signal
+        from pipeline import checkpoint
+        write = checkpoint.write
+        def killing(folder, made):
+            write(folder, made)
+            if made.epoch == {epoch}:
+                os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.write = killing
+        """,
+    )
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    return sorted((project / "checkpoints/custom-0").glob("*.ckpt"))
