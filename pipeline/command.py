@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import reprlib
 import signal
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -23,6 +24,20 @@ SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 
 class PipelineError(Exception):
     """A problem that the user can mend. Shown as one line, which names the value received and the fix."""
+
+
+def shown(value: Any) -> str:
+    """A value in at most 80 characters of one line; only what is shown is spelt out, however much the value holds."""
+    return f"{_short.repr(value):.80}"
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 3, 9, 9, 76, 40
+
+
+def plain(key: Any) -> str:
+    """A key as it is, if it is one that could be meant."""
+    return str(key) if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", str(key)) else shown(key)
 
 
 def run(main: Callable[[], None]) -> None:

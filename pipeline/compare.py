@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = Path("report")
+SPLITS = ("train_images", "val_images", "test_images")
 COLUMNS = {  # key in comparison.json: header, format, scale
     "test_accuracy": ("test\n%", ".2f", 100),
     "test_accuracy_spread": ("\nspread", ".2f", 100),
@@ -76,9 +77,22 @@ def load(settings: params.Params) -> dict[str, record.Record]:
                 problem = f"was trained as recipe {recipe!r} with seed {seed}, not as params.yaml lists it"
             elif not loaded.evaluation:
                 problem = "is not evaluated"
+            elif lacking := _lacking(loaded):
+                problem = f"lacks {', '.join(lacking)}"
         if problem:
             raise PipelineError(f"run {run!r} {problem}: make it with `dvc repro evaluate@{run}`")
     return records
+
+
+def _lacking(loaded: record.Record) -> list[str]:
+    """What a record may lack to be one, but not to be compared."""
+    figures = ("val_accuracy", "test_accuracy_flip", "parameters", "multiply_adds", "epochs")
+    where = ("device", "processor", "precision", "tensorflow", "keras")
+    return [
+        *(key for key in figures if key not in loaded.evaluation),
+        *(key for key in where if key not in loaded.training["environment"]),
+        *(key for key in SPLITS if not isinstance(loaded.training["params"].get(key), int)),
+    ]
 
 
 def compare(settings: params.Params, records: dict[str, record.Record]) -> dict[str, Any]:
@@ -124,7 +138,7 @@ def _figures(loaded: record.Record) -> dict[str, Any]:
             f"{datetime.fromtimestamp(training['started_ms'] / 1000, UTC):%Y-%m-%d}",
             f"{where['device']}, {where['processor']}, {where['precision']}",
             f"TensorFlow {where['tensorflow']}, Keras {where['keras']}",
-            "/".join(f"{training['params'][split]:,}" for split in ("train_images", "val_images", "test_images")),
+            "/".join(f"{training['params'][split]:,}" for split in SPLITS),
         ],
     }
 
@@ -347,10 +361,15 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> N
         "comparison.json": (json.dumps(comparison, indent=1) + "\n").encode(),
     }
     REPORT.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (REPORT / f".{name}.partial").write_bytes(content)
-    for name in files:
-        os.replace(REPORT / f".{name}.partial", REPORT / name)
+    partials = {name: REPORT / f".{name}.partial" for name in files}
+    try:
+        for name, content in files.items():
+            partials[name].write_bytes(content)
+        for name, partial in partials.items():
+            os.replace(partial, REPORT / name)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -361,8 +380,15 @@ def main() -> None:
         settings = params.read()
         records = load(settings)
         write_report(compare(settings, records), read_histories(records))
-    if (REPORT / "comparison.json").exists():
-        show(record.read_json(REPORT / "comparison.json", "comparable", "recipes", "budgets", "published", "runs"))
+    path = REPORT / "comparison.json"
+    if path.exists():
+        comparison = record.read_json(path)
+        try:
+            show(comparison)
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise PipelineError(
+                f"{path} does not hold a comparison ({type(error).__name__}: {error}); make it with `dvc repro compare`"
+            ) from None
     else:
         print("nothing is recorded yet: `dvc repro` trains, evaluates and compares the runs of params.yaml")
 

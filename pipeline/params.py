@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import reprlib
 import typing
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import command, models, record
-from pipeline.command import PipelineError
+from pipeline.command import PipelineError, plain, shown
 
 TRAINING_IMAGES = 50_000
 TEST_IMAGES = 10_000
@@ -251,20 +250,6 @@ def _one_line(error: ValidationError, tree: Any) -> str:
             return f"{key}: received a key that is no text; allowed: {field}{more}"
         value = value[part]
     return f"{key}: received {shown(value)}; allowed: {field}{more}"
-
-
-def shown(value: Any) -> str:
-    """A value in at most 80 characters of one line; only what is shown is spelt out, however much the value holds."""
-    return f"{_short.repr(value):.80}"
-
-
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 3, 9, 9, 60, 40
-
-
-def plain(key: Any) -> str:
-    """A key as it is, if it is one that could be meant."""
-    return str(key) if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", str(key)) else shown(key)
 
 
 def _declared(location: list[str]) -> tuple[type[Section] | None, str]:

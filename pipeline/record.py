@@ -4,15 +4,18 @@ import copy
 import csv
 import hashlib
 import json
+import math
 import os
 import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pipeline.command import PipelineError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.command import PipelineError, plain, shown
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
@@ -29,6 +32,77 @@ EVALUATION_FILES = (
     "speed.json",
 )
 NOT_COMPARABLE = "quick: not comparable with the published figures"
+MOST_BYTES = 10_000_000  # of a small file: 1,000 epochs are 0.2 MB
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Measure = Annotated[float, Field(ge=0, le=1e15)]
+Count = Annotated[int, Field(ge=1, le=10**15)]
+Milliseconds = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]  # since 1970, until the year 9999
+
+
+class Content(BaseModel):
+    """What a file must hold that is read again. It may hold more."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Row(Content):
+    epoch: Count
+    loss: Measure
+    accuracy: Fraction
+    val_loss: Measure
+    val_accuracy: Fraction
+
+
+class _EpochTime(Content):
+    epoch: Count
+    ended_ms: Milliseconds
+    epoch_seconds: Measure
+    images_per_second: Measure
+
+
+class _Training(Content):
+    record_id: str
+    run: str
+    status: Literal["running", "finished", "failed", "killed"]
+    recipe: str
+    model: str
+    seed: int
+    params: dict[str, str | int | float | bool]
+    comparable: bool
+    started_ms: Milliseconds
+    ended_ms: Milliseconds | None
+    epochs: list[_EpochTime]
+    environment: dict[str, str | int | float | bool | None]
+    resumed_after_epochs: list[int] = []
+
+
+class _Evaluation(Content):
+    test_accuracy: Fraction
+    val_accuracy: Fraction = 0
+    test_accuracy_flip: Fraction = 0
+    parameters: Count = 1
+    multiply_adds: Count = 1
+    epochs: Count = 1
+
+
+class _Speed(Content):
+    evaluated_ms: Milliseconds
+    model_sha256: str = ""
+
+
+class _Published(Content):
+    run: str
+    model: str
+    accuracy: Fraction
+    accuracy_measured_on: str
+    parameters: Count
+    multiply_adds: Count
+    epochs: Count
+    training_seconds: Measure | None
+    transcribed: str
+    source: str
+    notes: list[str]
 
 
 @dataclass
@@ -147,9 +221,9 @@ def load(run: str) -> Record:
     folder = RESULTS / run
     if not (folder / "training.json").exists():
         raise PipelineError(f"{folder}/training.json is not here: train it with `dvc repro train@{run}`")
-    training = read_json(folder / "training.json", "record_id", "run", "status", "params", "epochs", "environment")
+    training = read_json(folder / "training.json", _Training)
     history = read_history(folder / "history.csv")
-    if training["status"] == "finished" and len(history) != len(training["epochs"]):
+    if training["status"] == "finished" and not 0 < len(history) == len(training["epochs"]):
         raise PipelineError(
             f"{folder}/history.csv has {len(history)} epochs, training.json {len(training['epochs'])}: "
             f"restore them with git, or train again with `dvc repro --force train@{run}`"
@@ -161,10 +235,10 @@ def evaluation_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluation and speed; both empty if there are none, or if they are of a model that is no longer there."""
     if not all((folder / name).exists() for name in ("evaluation.json", "speed.json")):
         return {}, {}
-    evaluation = read_json(folder / "evaluation.json", "test_accuracy")
-    speed = read_json(folder / "speed.json", "evaluated_ms")
+    evaluation = read_json(folder / "evaluation.json", _Evaluation)
+    speed = read_json(folder / "speed.json", _Speed)
     model = folder / "model.keras"
-    if "model_sha256" in speed and (not model.exists() or sha256(model) != speed["model_sha256"]):
+    if "model_sha256" in speed and (not model.is_file() or sha256(model) != speed["model_sha256"]):
         return {}, {}
     return evaluation, speed
 
@@ -176,7 +250,7 @@ def sha256(path: Path) -> str:
 
 def load_reference(name: str) -> dict[str, Any]:
     """A published result, `reference/<name>.json`; its epochs, if published, as rows under `history`."""
-    figures = read_json(REFERENCE / f"{name}.json")
+    figures = read_json(REFERENCE / f"{name}.json", _Published)
     history = REFERENCE / f"{name}.csv"
     return figures | {"history": read_history(history) if history.exists() else []}
 
@@ -189,22 +263,57 @@ def references() -> list[str]:
 def read_history(path: Path) -> list[dict[str, float]]:
     """Rows of a history file; `epoch` is an int."""
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        return [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()} for row in rows]
-    except (OSError, ValueError, TypeError) as error:
+        lines = read(path, MOST_BYTES).decode("utf-8").splitlines(keepends=True)
+        rows = [
+            {key: int(value) if key == "epoch" else float(value) for key, value in row.items()}
+            for row in csv.DictReader(lines)
+        ]
+        return check_history(rows)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or train again") from None
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object with at least these keys, from a file of the record."""
+def check_history(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The rows. Raises ValueError unless they are those of epochs 1, 2, …, with finite figures."""
+    for number, row in enumerate(rows, 1):
+        check(row, _Row)
+        if row["epoch"] != number or not all(isinstance(value, int | float) for value in row.values()):
+            raise ValueError(f"row {number} is {shown(row)}")
+        if not all(map(math.isfinite, row.values())):
+            raise ValueError(f"row {number} has a figure that is not finite")
+    return rows
+
+
+def check_training(content: Any) -> dict[str, Any]:
+    """The content of a training.json. Raises ValueError unless it is one."""
+    return check(content, _Training)
+
+
+def check(content: Any, kind: type[BaseModel]) -> dict[str, Any]:
+    """The content as it is. Raises ValueError, of one line, unless it holds what that kind of file must hold."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or set(keys) - set(content):
-            raise ValueError(f"it lacks {', '.join(keys)}")
+        kind.model_validate(content)
         return content
-    except (OSError, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(plain, first["loc"])) or "it"
+        received = "" if first["type"] == "missing" else f", received {shown(first['input'])}"
+        raise ValueError(f"{key}: {first['msg']}{received}") from None
+
+
+def read_json(path: Path, kind: type[BaseModel] = Content) -> dict[str, Any]:
+    """A JSON object that holds what that kind of file must hold, from a file of the record; its numbers are finite."""
+    try:
+        text = read(path, MOST_BYTES).decode("utf-8")
+        return check(json.loads(text, parse_constant=_finite, parse_float=_finite), kind)
+    except (OSError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text:.40} is not finite")
 
 
 def read(path: Path, most_bytes: int) -> bytes:
@@ -225,11 +334,14 @@ def write_json(path: Path, content: Any) -> None:
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, text as UTF-8, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())  # a power cut must not leave the new name with no content
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave the new name with no content
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # after a failure: on a full disk it takes the last of the space
 
 
 def day_ms(day: str) -> int:

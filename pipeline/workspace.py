@@ -42,7 +42,7 @@ def main() -> None:
     for setting in arguments.settings:
         key, _, value = setting.partition("=")
         if value:  # `mlflow run` hands every parameter on, also those that the user left at their empty default
-            set_param(tree, key, params.parse_text(value, f"-S {params.plain(key)}"), arguments.run)
+            set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), arguments.run)
     settings = params.check(tree, "params.yaml with these changes")
     if arguments.run:
         settings.check_run(arguments.run)
@@ -62,12 +62,12 @@ def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
         PipelineError: a key of the overlay is not in the tree.
     """
     if not isinstance(overlay, dict):
-        raise PipelineError(f"{source}: received {params.shown(overlay)}; allowed: a mapping with keys of params.yaml")
+        raise PipelineError(f"{source}: received {command.shown(overlay)}; allowed: a mapping with keys of params.yaml")
     for key, value in overlay.items():
         if key not in tree:
             close = difflib.get_close_matches(str(key), list(tree), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise PipelineError(f"{source}: unknown key {params.plain(key)}; allowed here: {', '.join(tree)}{hint}")
+            raise PipelineError(f"{source}: unknown key {command.plain(key)}; allowed here: {', '.join(tree)}{hint}")
         if isinstance(value, dict) and isinstance(tree[key], dict) and key != "runs":
             replace(tree[key], value, source)
         else:
@@ -83,13 +83,13 @@ def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
     if "." in key:
         for part in reversed(key.split(".")):
             value = {part: value}
-        replace(tree, value, f"-S {params.plain(key)}")
+        replace(tree, value, f"-S {command.plain(key)}")
         return
     params.check_values(tree, "params.yaml with these changes")
     chosen = tree["runs"][run]["recipe"] if run in tree["runs"] else None
     for recipe in tree["recipes"]:
         if chosen in (None, recipe):
-            replace(tree["recipes"][recipe], {key: value}, f"-S {params.plain(key)}")
+            replace(tree["recipes"][recipe], {key: value}, f"-S {command.plain(key)}")
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:
