@@ -7,16 +7,18 @@ and a header: the record so far, and the identity, which is all that the weights
 import hashlib
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import record
+from pipeline import command, record
 
 KEPT = 2
 DIGEST_BYTES = 64
+MOST_BYTES = 4_000_000_000
 
 
 class Checkpoint(NamedTuple):
@@ -53,7 +55,8 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     content = body.getvalue()
     digest = hashlib.sha256(content).hexdigest().encode()
     record.write(folder / _name(checkpoint.identity, checkpoint.epoch), digest + b"\n" + content)
-    for old in _files(folder, checkpoint.identity)[KEPT:]:
+    ours = [path for path in _files(folder, checkpoint.identity) if _epoch(path) <= checkpoint.epoch]
+    for old in ours[KEPT:]:
         old.unlink(missing_ok=True)
 
 
@@ -62,12 +65,14 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, l
     notes: list[str] = []
     for path in _files(folder, identity):
         try:
-            return read(path), notes
+            found = read(path)
+            if (found.epoch, found.identity) == (_epoch(path), json.loads(json.dumps(identity))):
+                return found, notes
+            notes.append(f"{path} is not used: it holds epoch {found.epoch}, {_difference(found.identity, identity)}")
         except DamagedError as error:
             notes.append(f"{path} is damaged ({error}) and not used")
-    others = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    others = [path for path in others if path not in _files(folder, identity)]
-    for path in reversed(others):
+    others = [path for path in folder.glob("*.ckpt") if path.is_file() and path not in _files(folder, identity)]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             other = read(path)
         except DamagedError:
@@ -81,22 +86,31 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, l
 def read(path: Path) -> Checkpoint:
     """A checkpoint. Raises DamagedError."""
     try:
-        content = path.read_bytes()
+        content = record.read(path, MOST_BYTES)
         digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES + 1 :]
         if hashlib.sha256(body).hexdigest().encode() != digest:
             raise DamagedError("its checksum differs")
+        with zipfile.ZipFile(io.BytesIO(body)) as members:
+            if sum(member.file_size for member in members.infolist()) > len(body):
+                raise DamagedError("it would unpack to more than it is")
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             values = [arrays[name] for name in sorted(arrays.files) if name != "header"]
-        return Checkpoint(header["identity"], header["training"], header["history"], values)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DamagedError(" ".join(str(error).split())) from None
+        if not isinstance(header["identity"], dict) or not all(isinstance(value, np.ndarray) for value in values):
+            raise DamagedError("it holds something else")
+        training, history = record.check_training(header["training"]), record.check_history(header["history"])
+        return Checkpoint(header["identity"], training, history, values)
+    except DamagedError:
+        raise
+    except Exception as error:  # of numpy, zipfile, zlib, json …, whichever comes upon the damage first
+        raise DamagedError(f"{' '.join(str(error).split()) or type(error).__name__:.200}") from None
 
 
 def clear(folder: Path) -> None:
     """Removes what the run's trainings left, finished or not."""
     for path in [*folder.glob("*.ckpt"), *folder.glob(".*.partial")]:
-        path.unlink(missing_ok=True)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def _name(identity: dict[str, Any], epoch: int) -> str:
@@ -105,13 +119,20 @@ def _name(identity: dict[str, Any], epoch: int) -> str:
 
 
 def _files(folder: Path, identity: dict[str, Any]) -> list[Path]:
-    """Those of this identity, the latest epoch first."""
-    return sorted(folder.glob(_name(identity, 0).replace("0000", "*")), reverse=True)
+    """Those named as of this identity, the latest epoch first."""
+    start = _name(identity, 0).removesuffix("0000.ckpt")
+    named = [path for path in folder.glob("*.ckpt") if re.fullmatch(rf"{start}\d{{4}}\.ckpt", path.name)]
+    return sorted((path for path in named if path.is_file()), reverse=True)
+
+
+def _epoch(path: Path) -> int:
+    """The epoch that a checkpoint's name says."""
+    return int(path.stem[-4:])
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What first differs, in words."""
     for key in [*ours, *theirs]:
         if theirs.get(key) != ours.get(key):
-            return f"its {key} is {theirs.get(key)}, now {ours.get(key)}"
+            return f"its {command.plain(key)} is {command.plain(theirs.get(key))}, now {command.plain(ours.get(key))}"
     return "it is of another training"
