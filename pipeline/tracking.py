@@ -13,6 +13,7 @@ import re
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -333,13 +334,13 @@ def _make_store(database: Path) -> None:
     """Makes an embedded store whole or not at all: MLflow cannot open one that was killed while it made its tables."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    new = database.with_name(f"{database.name}.new-{os.getpid()}")
     # A store keeps the working folder of its making for ever, as the place of the default experiment's files.
-    with contextlib.chdir(database.parent):
-        SqlAlchemyStore(f"sqlite:///{new}", "./mlruns").engine.dispose()
-    with contextlib.suppress(FileExistsError):  # another was faster
-        os.link(new, database)
-    new.unlink()
+    with tempfile.TemporaryDirectory(prefix=f"{database.name}.new-", dir=database.parent) as folder:
+        new = Path(folder) / database.name
+        with contextlib.chdir(database.parent):
+            SqlAlchemyStore(f"sqlite:///{new}", "./mlruns").engine.dispose()
+        with contextlib.suppress(FileExistsError):  # another was faster
+            os.link(new, database)
 
 
 def _experiment_name() -> str:
