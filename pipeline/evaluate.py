@@ -95,10 +95,17 @@ def load_model(path: Path, run: str) -> keras.Model:
     import keras
 
     try:
-        return keras.saving.load_model(path, compile=False)
+        model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # of zipfile, json, h5py or Keras, whichever comes upon the damage first
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if path.exists() else "it is not there"
         raise PipelineError(f"{path} cannot be loaded ({reason:.200}): make it with `dvc repro train@{run}`") from None
+    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if shapes != ((None, 32, 32, 3), (None, len(CLASS_NAMES))):
+        raise PipelineError(
+            f"{path} is no model from images to classes: received the shapes {command.shown(shapes)}; "
+            f"make it with `dvc repro train@{run}`"
+        )
+    return model
 
 
 def read_splits(data: params.Data) -> tuple[Split, Split]:
@@ -110,6 +117,7 @@ def read_splits(data: params.Data) -> tuple[Split, Split]:
     from pipeline import dataset
 
     try:
+        record.check_data()
         test = dataset.read_test(record.DATA, data.test_images, data.split_seed)
         _, val = dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
     except (OSError, ValueError) as error:

@@ -57,6 +57,7 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
 
     recipe, seed = settings.recipe_of(run), settings.runs[run].seed
     try:
+        record.check_data()
         train_split, val_split = dataset.read_train_val(
             record.DATA, **settings.data.model_dump(exclude={"test_images"})
         )

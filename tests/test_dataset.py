@@ -1,9 +1,15 @@
 """Splits are disjoint, balanced and fixed; an epoch's order and augmentation follow from seed, epoch and step."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from pipeline import evaluate, params
+from pipeline.command import PipelineError
 
 dataset = pytest.importorskip("pipeline.dataset")
 
@@ -29,6 +35,46 @@ def test_damaged_records_are_named(tmp_path, size, label, said):
     np.full(size, label, np.uint8).tofile(tmp_path / "bad.bin")
     with pytest.raises(ValueError, match=rf"bad\.bin has .*{said}"):
         dataset.read_records(tmp_path, ("bad.bin",))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([0, 1, 3072, 3073, 3074, 6145, 6146, 9219]),
+    st.binary(max_size=9),
+    st.lists(st.integers(0, 255), max_size=3),
+)
+def test_any_file_is_decoded_or_named(tmp_path, size, more, labels):
+    content = bytearray(size) + more
+    for place, label in enumerate(labels):
+        if place * 3073 < len(content):
+            content[place * 3073] = label
+    (tmp_path / "any.bin").write_bytes(content)
+    given_labels = list(content[::3073])
+    if content and len(content) % 3073 == 0 and max(given_labels) < 10:
+        assert dataset.read_records(tmp_path, ("any.bin",)).labels.tolist() == given_labels
+    else:
+        with pytest.raises(ValueError, match=r"any\.bin has "):
+            dataset.read_records(tmp_path, ("any.bin",))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 3073 << 28),
+    ],
+    ids=["folder", "pipe", "endless", "0.8 TiB"],
+)
+def test_what_is_no_file_of_records_is_named_before_it_is_read(project, tiny_cifar10, make):
+    (project / "data/cifar10").unlink()
+    shutil.copytree(tiny_cifar10, project / "data/cifar10")
+    bad = project / "data/cifar10/data_batch_2.bin"
+    bad.unlink()
+    make(bad)
+    with pytest.raises(PipelineError, match=r"data_batch_2\.bin is no regular file of at most .* `dvc repro fetch`"):
+        evaluate.read_splits(params.read().data)
 
 
 @settings(max_examples=20, deadline=None)

@@ -361,6 +361,23 @@ def test_damaged_model_is_refused(stage, damage):
     assert_refused(stage, "results/custom-0/model.keras", "dvc repro train@custom-0")
 
 
+@pytest.mark.parametrize(("side", "classes"), [(28, 10), (32, 9)])
+def test_model_of_other_shapes_is_refused(stage, side, classes):
+    images = keras.Input((side, side, 3))
+    stage.save(keras.Model(images, keras.layers.Dense(classes)(keras.layers.Flatten()(images))))
+    with pytest.raises(PipelineError, match=rf"received the shapes .*{side}.*{classes}.*dvc repro train@custom-0"):
+        evaluate.main()
+
+
+def test_code_in_a_model_is_not_run(stage):
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.Lambda(lambda x: x + 1)(images)
+    stage.save(keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(x))))
+    with pytest.raises(PipelineError, match=r"model\.keras cannot be loaded .*dvc repro train@custom-0") as raised:
+        evaluate.main()
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_model_that_outputs_nan_is_refused(stage):
     model = tiny_model()
     model.layers[-1].bias.assign([np.nan] + [0.0] * 9)

@@ -232,6 +232,22 @@ def test_command_fails_without_a_stack_trace(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_name_that_is_no_text_is_shown_all_the_same(tmp_path):
+    environment = os.environ | {"CIFAR10_SOURCE": "/no/\udcff", "PYTHONPATH": str(Path(fetch.__file__).parents[1])}
+    command = [sys.executable, "-m", "pipeline.fetch"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "CIFAR10_SOURCE=/no/\\udcff: it does not exist" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "", "a/../.."])
+def test_any_other_local_path_is_a_reason(files, target, name, tmp_path):
+    with pytest.raises(PipelineError, match="could not be fetched"):
+        fetch.fetch(target, f"{tmp_path}/{name}")
+    assert left_over(target) == set()
+
+
 def test_tensorflow_is_not_imported():
     program = "import sys, pipeline.fetch; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(fetch.__file__).parents[1]).returncode == 0
