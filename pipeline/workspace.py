@@ -51,7 +51,11 @@ def main() -> None:
     workspace = FOLDER / arguments.name
     targets = [f"evaluate@{arguments.run}"] if arguments.run else []
     with command.alone(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
-        copy(workspace, tree)
+        try:
+            copy(workspace, tree)
+        except OSError as error:
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # that of the first file
+            raise PipelineError(f"{workspace} cannot be written: {reason}") from None
         sys.exit(reproduce(workspace, targets))
 
 

@@ -260,6 +260,36 @@ class TestHostileArchive:
         else:
             assert read(folder) == files
 
+    @property_test
+    @given(
+        format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+        member=st.integers(0, 7),
+        type=st.sampled_from(b"01234567xgLKSVMNA\0"),
+        size=st.sampled_from(
+            [b"%011o\0" % 6146, b"7" * 11 + b"\0", b" " * 12, b"-1".rjust(12), b"\xff" * 12, b"\x80\x7f" * 6]
+        ),
+        end=st.integers(1_000, 60_000),
+    )
+    def test_any_type_and_size_gives_the_files_or_an_error(
+        self, files, folder, tmp_path, format, member, type, size, end
+    ):
+        raw = bytearray(tar(files, member_of("n" * 150, size=9), format=format))
+        headers = [place for place in range(0, len(raw), 512) if raw[place + 257 : place + 262] == b"ustar"]
+        header = headers[member % len(headers)]
+        raw[header + 156], raw[header + 124 : header + 136] = type, size
+        unsummed = raw[header : header + 148] + b" " * 8 + raw[header + 156 : header + 512]
+        raw[header + 148 : header + 156] = b"%06o\0 " % sum(unsummed)
+        for file in folder.iterdir():
+            file.unlink()
+        try:
+            cifar10.from_path(gz(tmp_path, raw[:end]), folder)
+        except PipelineError as error:
+            assert len(str(error).splitlines()) == 1
+            assert read(folder).items() <= files.items()
+        else:
+            assert read(folder) == files
+        assert {path.name for path in tmp_path.iterdir()} == {"local.tar.gz", "outer"}
+
 
 def png(pixels):
     """Of [n, 1024, 3] uint8."""

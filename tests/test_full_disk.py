@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 
-from pipeline import cifar10, command, compare, fetch, mirror, record, tracking, train
+from pipeline import cifar10, command, compare, fetch, mirror, record, tracking, train, workspace
 
 pytestmark = pytest.mark.faults
 
@@ -296,7 +297,9 @@ class TestStore:
 
 
 class TestEvaluate:
-    @pytest.mark.parametrize("room", [4_096, 65_536, 131_072])
+    @pytest.mark.parametrize(
+        "room", [65_536, *(pytest.param(room, marks=pytest.mark.slow) for room in (4_096, 131_072))]
+    )
     def test_outputs_do_not_fit(self, tmp_path, monkeypatch, disk, tensorflow, room):
         from test_evaluate import Stage, tiny_model
 
@@ -351,3 +354,18 @@ class TestCompare:
         test_compare.write_run("custom-0", test_accuracy=0.5)
         assert FULL in ends(compare.main)
         assert test_compare.report() == before | filler
+
+
+@pytest.mark.parametrize("size", ["4k", "64k"])
+def test_workspace_does_not_fit(tmp_path, monkeypatch, disk, size):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/one").write_bytes(bytes(100_000))
+    (tmp_path / "results/other").write_bytes(bytes(100_000))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["workspace", "name"])
+    monkeypatch.setattr(workspace, "reproduce", lambda *_: pytest.fail("DVC must not run in a part of a copy"))
+    disk(tmp_path / ".workspaces", size)
+    said = ends(workspace.main)
+    assert ".workspaces/name cannot be written: " in said
+    assert FULL in said
