@@ -260,7 +260,7 @@ def _mirror(record: Record, live: bool) -> str:
     for path in record.files():
         client.log_artifact(run_id, str(path))
     if training["status"] == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
-        _log_model(run_id, record)
+        _log_model(experiment, run_id, record)
     client.set_terminated(run_id, training["status"].upper(), training["ended_ms"])
     client.log_batch(run_id, tags=[RunTag(IN_STEP, digest)])
     return run_id
@@ -412,13 +412,17 @@ def _tags(record: Record, live: bool) -> dict[str, str]:
     return tags
 
 
+def _params(record: Record) -> dict[str, str]:
+    return {key: str(value) for key, value in record.training["params"].items()}
+
+
 def _log_inputs(run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     from pipeline.cifar10 import ARCHIVE_URL
 
     training = record.training
-    _client().log_batch(run_id, params=[Param(key, str(value)) for key, value in training["params"].items()])
+    _client().log_batch(run_id, params=[Param(key, value) for key, value in _params(record).items()])
     sizes = {key: training["params"][key] for key in ("train_images", "val_images")}
     data = Dataset(
         name="cifar10",
@@ -430,29 +434,35 @@ def _log_inputs(run_id: str, record: Record) -> None:
     _client().log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
 
-def _log_model(run_id: str, record: Record) -> None:
+def _log_model(experiment: str, run_id: str, record: Record) -> None:
+    """The trained model, whole or not at all: the run gets it last, and what broke off earlier goes."""
     command.import_tensorflow()
     import keras
     import mlflow.tensorflow
     import numpy as np
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
     from mlflow.models.signature import infer_signature
 
+    client, environment = _client(), record.training["environment"]
+    for broken in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(broken.model_id)
+    logged = client.create_logged_model(experiment, "model", run_id, params=_params(record))
+    example = np.zeros((1, 32, 32, 3), np.uint8)
     mlflow.set_tracking_uri(store_uri())
     keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar
-    model = keras.saving.load_model(record.model_file, compile=False)
-    example = np.zeros((1, 32, 32, 3), np.uint8)
-    environment = record.training["environment"]
-    Model.log(
-        artifact_path=None,
-        name="model",
-        flavor=mlflow.tensorflow,
-        run_id=run_id,
-        model=model,
-        signature=infer_signature(example, np.zeros((1, 10), np.float32)),
-        input_example=example,
-        pip_requirements=[f"{name}=={environment[name]}" for name in ("tensorflow", "keras", "mlflow")],
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.tensorflow.save_model(
+            keras.saving.load_model(record.model_file, compile=False),
+            f"{folder}/model",
+            mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+            signature=infer_signature(example, np.zeros((1, 10), np.float32)),
+            input_example=example,
+            pip_requirements=[f"{name}=={environment[name]}" for name in ("tensorflow", "keras", "mlflow")],
+        )
+        client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
 
 
 def _database() -> Path | None:
@@ -462,5 +472,5 @@ def _database() -> Path | None:
 
 
 def _without_secrets(text: str) -> str:
-    """The text without the user names and passwords of the addresses in it."""
-    return re.sub(r"://[^/\s@]*@", "://", text)
+    """The text without the user names and passwords of the addresses in it, even of ones that are not quoted."""
+    return re.sub(r"://\S*@", "://", re.sub(r"(?<=://)(\S*)\?\S*", r"\1", text))

@@ -252,3 +252,39 @@ def test_no_secret_of_the_address_is_stored(log, monkeypatch):
     monkeypatch.setenv("SOME_SECRET", "hunter2")
     tracking.mirror(log)
     assert "hunter2" not in json.dumps(state(), default=str)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:hunter2@host:1/x", "http://host:1/x"),
+        ("http://user:hunt/er2@hunter2@host:1", "http://host:1"),
+        ("(postgresql://host/db?user=u&password=hunter2)", "(postgresql://host/db"),
+        ("http://host:1/x and http://host:2", "http://host:1/x and http://host:2"),
+    ],
+)
+def test_address_is_shown_without_its_secrets(address, shown):
+    assert tracking._without_secrets(address) == shown
+
+
+@pytest.mark.slow
+def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch):
+    model = tensorflow.keras.Sequential([tensorflow.keras.Input((32, 32, 3)), tensorflow.keras.layers.Flatten()])
+    model.save(log.model_file)
+    log.training["environment"] |= dict.fromkeys(("tensorflow", "keras", "mlflow"), "1")
+
+    def fail(*_):
+        raise OSError("the server went away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking._client(), "log_model_artifacts", fail)
+        assert tracking.mirror(log) is None
+    tracking.retry()
+    for _ in range(2):
+        assert tracking.mirror(log)
+    (run,) = runs()
+    (model,) = tracking._client().search_logged_models([run.info.experiment_id])
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert model.status == "READY"
+    assert model.params["epochs"] == "3"
+    assert tracking._client().search_logged_models(["0"]) == []
