@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import queue
+import random
 import re
 import socket
 import sqlite3
@@ -229,7 +230,7 @@ def _mirror(record: Record, live: bool) -> str:
     if run is None:
         tags = _tags(record, live) | ({} if live else {"replayed": "true"})
         name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
-        run = client.get_run(client.create_run(experiment, training["started_ms"], tags, name).info.run_id)
+        run = _make_run(experiment, training["started_ms"], tags, name)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
@@ -275,17 +276,13 @@ def _mirror_reference(name: str) -> str:
     # Published without times: the day the figures were written down stands in for them.
     started_ms = records.day_ms(figures["transcribed"])
     seconds = figures["training_seconds"] or 0
-    run = _find(experiment, name) or client.create_run(
-        experiment,
-        started_ms,
-        {
-            RECORD_ID: name,
-            "model": figures["model"],
-            "published": "true",
-            "mlflow.note.content": " ".join([figures["source"], *figures["notes"]]),
-        },
-        name,
-    )
+    tags = {
+        RECORD_ID: name,
+        "model": figures["model"],
+        "published": "true",
+        "mlflow.note.content": " ".join([figures["source"], *figures["notes"]]),
+    }
+    run = _find(experiment, name) or _make_run(experiment, started_ms, tags, name)
     run_id = run.info.run_id
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
@@ -370,8 +367,28 @@ def _experiment() -> str:
 
 
 def _find(experiment: str, record_id: str) -> Any:
-    found = _client().search_runs([experiment], f"tags.{RECORD_ID} = '{record_id}'", max_results=1)
-    return found[0] if found else None
+    return next(iter(_of_record(experiment, record_id)), None)
+
+
+def _of_record(experiment: str, record_id: str) -> list:
+    return _client().search_runs([experiment], f"tags.{RECORD_ID} = '{record_id}'", max_results=2)
+
+
+def _make_run(experiment: str, started_ms: int, tags: dict[str, str], name: str) -> Any:
+    """Makes a record's run; one only, however many processes make it at the same time.
+
+    Who sees another's beside its own takes its own back and, some time later, what is there. Of two that were made, the
+    later one's maker sees both: so two never stay.
+    """
+    while True:
+        made = _client().create_run(experiment, started_ms, tags, name).info.run_id
+        found = _of_record(experiment, tags[RECORD_ID])
+        if [run.info.run_id for run in found] == [made]:
+            return found[0]
+        _client().delete_run(made)
+        time.sleep(random.uniform(0.1, 1))
+        if run := _find(experiment, tags[RECORD_ID]):
+            return run
 
 
 def end_dead_runs() -> None:

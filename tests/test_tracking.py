@@ -1,6 +1,9 @@
 """The mirror says what the record says, however often and whenever it is asked."""
 
+import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -288,3 +291,21 @@ def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch
     assert model.status == "READY"
     assert model.params["epochs"] == "3"
     assert tracking._client().search_logged_models(["0"]) == []
+
+
+def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
+    experiment, barrier = tracking._experiment(), threading.Barrier(2)
+    create = tracking._client().create_run
+
+    def create_together(*arguments):
+        made = create(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            barrier.wait(2)
+        return made
+
+    monkeypatch.setattr(tracking._client(), "create_run", create_together)
+    with ThreadPoolExecutor(2) as pool:
+        making = [pool.submit(tracking._make_run, experiment, 1, {"record_id": "x"}, "x") for _ in range(2)]
+        made = {done.result().info.run_id for done in making}
+    assert {run.info.run_id for run in runs()} == made
+    assert len(made) == 1
