@@ -4,7 +4,7 @@ LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
-.PHONY: setup run repro test test-slow lint bench ui lock clean
+.PHONY: setup run repro test test-slow test-servers lint bench ui lock clean
 
 setup: .venv/$(LOCK).installed
 
@@ -31,6 +31,9 @@ test: setup ## in minutes
 
 test-slow: setup ## the rest
 	python -m pytest -m slow
+
+test-servers: setup ## of the rest, what needs PostgreSQL; skipped without it
+	python -m pytest -m servers -rs
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -1,6 +1,10 @@
-"""A tiny CIFAR-10 of made-up images, and the repository's params cut down to it."""
+"""A tiny CIFAR-10 of made-up images, the repository's params cut down to it, and clones of the repository."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +65,44 @@ def project(tmp_path, tiny_cifar10, tiny_params, monkeypatch) -> Path:
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict:
+    """As in a shell where only the virtual environment is active; the data is fetched once, into the repository."""
+    done = subprocess.run([sys.executable, "-m", "pipeline.fetch"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"the data cannot be had here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "GIT_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CIFAR10_SOURCE": str(ROOT / "data/cifar10"),
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # seconds; trainings here are shorter than the usual 10
+    }
+
+
+def sh(command: str, cwd: Path, environment: dict) -> str:
+    """Runs a command line that must succeed; its output."""
+    done = subprocess.run(
+        command, shell=True, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def small_clone(folder: Path, environment: dict, **recipe: int) -> Path:
+    """A commit of the files as they are now, one small run in the list: two epochs, or as `recipe` says."""
+    files = sh("git ls-files --cached --others --exclude-standard", ROOT, environment).splitlines()
+    for name in files:
+        if (ROOT / name).exists() and not name.startswith(("results/", "report/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    tree = params.parse(ROOT / "params.yaml")
+    tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
+    tree["recipes"]["custom"] |= {"epochs": 2, "batch_size": 100} | recipe
+    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    sh("git init -q && git config user.name t && git config user.email t@example.org", folder, environment)
+    sh("git add -A && git commit -qm files", folder, environment)
+    return folder

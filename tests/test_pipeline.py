@@ -1,60 +1,21 @@
 """The whole pipeline on a part of the real data, as a user runs it: in a clone, through DVC and MLflow."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import sh, small_clone
 
 from pipeline import params, record
 
 
 @pytest.fixture(scope="module")
-def environment() -> dict:
-    """As in a shell where only the virtual environment is active; the data is fetched once, into the repository."""
-    done = subprocess.run([sys.executable, "-m", "pipeline.fetch"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"the data cannot be had here: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "GIT_"))}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CIFAR10_SOURCE": str(ROOT / "data/cifar10"),
-        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # seconds; trainings here are shorter than the usual 10
-    }
-
-
-def sh(command: str, cwd: Path, environment: dict) -> str:
-    """Runs a command line that must succeed; its output."""
-    done = subprocess.run(
-        command, shell=True, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
 def clone(tmp_path_factory, environment) -> Path:
-    """A commit of the files as they are now, one small run in the list; after `dvc repro`, committed again."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
-    files = sh("git ls-files --cached --others --exclude-standard", ROOT, environment).splitlines()
-    for name in files:
-        if (ROOT / name).exists() and not name.startswith(("results/", "report/", "dvc.lock")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    tree = params.parse(ROOT / "params.yaml")
-    tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
-    tree["recipes"]["custom"] |= {"epochs": 2, "batch_size": 100}
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
-    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    sh("git init -q && git config user.name t && git config user.email t@example.org", folder, environment)
-    sh("git add -A && git commit -qm files && dvc repro && git add -A && git commit -qm results", folder, environment)
+    """The small clone after `dvc repro`, committed again."""
+    folder = small_clone(tmp_path_factory.mktemp("clone") / "project", environment)
+    sh("dvc repro && git add -A && git commit -qm results", folder, environment)
     return folder
 
 
