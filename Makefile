@@ -4,7 +4,7 @@ LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
-.PHONY: setup run repro test test-slow test-servers lint bench ui lock clean
+.PHONY: setup run repro test test-slow test-faults test-servers lint bench ui lock clean
 
 setup: .venv/$(LOCK).installed
 
@@ -29,11 +29,14 @@ repro: setup ## the full job
 test: setup ## in minutes
 	python -m pytest -m "not slow"
 
-test-slow: setup ## the rest
-	python -m pytest -m slow
+test-slow: setup ## the rest, but faults
+	python -m pytest -m "slow and not faults" -rs
 
 test-servers: setup ## of the rest, what needs PostgreSQL; skipped without it
 	python -m pytest -m servers -rs
+
+test-faults: setup ## killed, starved and misled trainings, full disks, failing stores: about 10 minutes
+	KILLS=20 python -m pytest -m faults -rs
 
 lint: setup
 	ruff check . && ruff format --check . && mypy
