@@ -78,7 +78,6 @@ def environment() -> dict:
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CIFAR10_SOURCE": str(ROOT / "data/cifar10"),
-        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # seconds; trainings here are shorter than the usual 10
     }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -309,3 +310,16 @@ def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
         made = {done.result().info.run_id for done in making}
     assert {run.info.run_id for run in runs()} == made
     assert len(made) == 1
+
+
+def test_machine_is_watched_while_a_training_goes_on(log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    made, end = begun(log, "custom-0"), time.monotonic() + 30
+    assert runs() == []  # makes the store
+    live = tracking.Live(made, {})
+    while not any(name.startswith("system/") for run in runs() for name in run.data.metrics):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    made.end("finished")
+    live.close(made)
+    assert [run.info.status for run in runs()] == ["FINISHED"]
