@@ -19,7 +19,7 @@ from typing import IO, Any
 import psutil
 
 LOCK = ".lock"
-SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
+SHELLS = {"sh", "ash", "bash", "csh", "dash", "fish", "ksh", "tcsh", "zsh"}
 
 
 class PipelineError(Exception):
@@ -68,10 +68,13 @@ def alone(folder: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         end = time.monotonic() + patience
-        while not _locked(lock):
-            if time.monotonic() >= end:
-                raise PipelineError(busy) from None
-            time.sleep(0.1)
+        if not _locked(lock):
+            if patience:
+                print(f"{busy}: it has {patience:.0f} seconds", file=sys.stderr, flush=True)
+            while not _locked(lock):
+                if time.monotonic() >= end:
+                    raise PipelineError(busy)
+                time.sleep(0.1)
         yield
 
 
@@ -108,8 +111,9 @@ def end_with_dvc() -> None:
                 time.sleep(1)
         except psutil.NoSuchProcess:
             pass
-        print("DVC is gone: this training ends; `dvc repro` goes on with it", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
+        with contextlib.suppress(OSError):  # the terminal may be gone as well
+            print("DVC is gone: this training ends; `dvc repro` goes on with it", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
 

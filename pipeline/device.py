@@ -40,7 +40,7 @@ def resolve(device: str = "auto", precision: str = "auto", xla: str = "auto") ->
 
     Args:
         device: auto (every GPU if there is one), cpu or gpu.
-        precision: auto (bfloat16 where the processor has instructions for it, float16 on older GPUs with tensor
+        precision: auto (bfloat16 where the processor has instructions for it, float16 on one older GPU with tensor
             cores, else float32), float32, bfloat16 or float16.
 
     Raises:
@@ -62,6 +62,9 @@ def resolve(device: str = "auto", precision: str = "auto", xla: str = "auto") ->
         precision = _fastest_precision(gpus)
     if precision == "float16" and not gpus:
         raise PipelineError("precision: received float16, which is slow and inexact on a CPU; use auto or bfloat16")
+    if precision == "float16" and len(gpus) > 1:
+        # Keras asks one replica alone whether the loss scale was too high.
+        raise PipelineError("precision: received float16, which several GPUs cannot train in; use bfloat16 or float32")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return Device(
         name=", ".join(details) or "CPU",
@@ -99,7 +102,8 @@ def _fastest_precision(gpus: list) -> str:
         capability = min(
             tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus
         )
-        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+        tensor_cores = capability >= (7, 0) and len(gpus) == 1  # float16 is for one GPU, see `resolve`
+        return "bfloat16" if capability >= (8, 0) else "float16" if tensor_cores else "float32"
     flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
 

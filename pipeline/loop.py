@@ -174,8 +174,14 @@ def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strateg
     share = recipe.batch_size // replicas
     steps = len(train_split.labels) // recipe.batch_size
 
+    devices = strategy.extended.worker_devices if replicas > 1 else [None]
+
     def on_every_device(values: np.ndarray):
-        return strategy.experimental_distribute_values_from_function(lambda _: tf.constant(values))
+        def on_device(context):
+            with tf.device(devices[context.replica_id_in_sync_group]):
+                return tf.constant(values)
+
+        return strategy.experimental_distribute_values_from_function(on_device)
 
     images = on_every_device(train_split.images.reshape(len(train_split.images), -1))
     labels = on_every_device(train_split.labels)

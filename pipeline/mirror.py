@@ -5,7 +5,8 @@ from pipeline import command, params, record, tracking
 
 def main() -> None:
     """Mirrors every run of params.yaml's list, and the published results."""
-    runs = [record.load(run) for run in params.read().runs]
+    loaded = [record.load(run) for run in params.read().runs]
+    runs = [run for run in loaded if run.training["status"] != "running"]  # killed; it will go on, or be made anew
     references = record.references()
     if tracking.in_step([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
         return

@@ -157,7 +157,7 @@ class Live:
 
     def __init__(self, record: Record, texts: dict[str, str]):
         """Begins with the record as it is now; `texts`: text files for the run, by name."""
-        self._id, self._texts = record.id, texts
+        self._first, self._texts = record, texts
         self._monitor: Any = None
         self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -185,7 +185,7 @@ class Live:
             attempt("end system metrics", self._monitor.finish)
 
     def _begin(self, run_id: str) -> bool:
-        _end_dead_runs(_experiment(), but=self._id)
+        _end_dead_runs(self._first)
         for name, text in self._texts.items():
             _client().log_text(run_id, text, name)
         self._monitor = _started_monitor(run_id)
@@ -235,7 +235,7 @@ def _mirror(record: Record, live: bool) -> str:
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(IN_STEP) == digest:
         return run_id
-    if training["status"] == "running" and run.info.status != "RUNNING":
+    if live and training["status"] == "running" and run.info.status != "RUNNING":
         client.update_run(run_id, "RUNNING")  # it goes on after it was ended
     if not run.data.params:
         _log_inputs(run_id, record)
@@ -255,8 +255,9 @@ def _mirror(record: Record, live: bool) -> str:
         Metric(key, value, record.speed["evaluated_ms"], 0)  # without steps: MLflow draws bars
         for key, value in figures.items()
     ]
-    for start in range(0, len(metrics), 1_000):  # the most that one call takes
-        client.log_batch(run_id, metrics=metrics[start : start + 1_000])
+    most = 1_000 - 1_000 % 7  # one call takes 1,000; never a part of an epoch's seven, of which `loss` speaks for all
+    for start in range(0, len(metrics), most):
+        client.log_batch(run_id, metrics=metrics[start : start + most])
     if training["status"] == "running":
         return run_id
     for path in record.files():
@@ -332,11 +333,9 @@ def _make_store(database: Path) -> None:
     """Makes an embedded store whole or not at all: MLflow cannot open one that was killed while it made its tables."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    # A store keeps the working folder of its making for ever, as the place of the default experiment's files.
     with tempfile.TemporaryDirectory(prefix=f"{database.name}.new-", dir=database.parent) as folder:
         new = Path(folder) / database.name
-        with contextlib.chdir(database.parent):
-            SqlAlchemyStore(f"sqlite:///{new}", "./mlruns").engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{new}", str(database.parent / "mlruns")).engine.dispose()
         with contextlib.suppress(FileExistsError):  # another was faster
             os.link(new, database)
 
@@ -394,13 +393,19 @@ def _make_run(experiment: str, started_ms: int, tags: dict[str, str], name: str)
 
 def end_dead_runs() -> None:
     """Ends as killed what says RUNNING in the store, but is not, of this machine's trainings."""
-    attempt("end dead runs", lambda: _end_dead_runs(_experiment()))
+    attempt("end dead runs", _end_dead_runs)
 
 
-def _end_dead_runs(experiment: str, but: str = "") -> None:
-    for run in _client().search_runs([experiment], "attributes.status = 'RUNNING'"):
-        if run.data.tags.get(RECORD_ID) != but and _is_dead(run.data.tags.get(PLACE, "")):
-            _client().set_terminated(run.info.run_id, "KILLED")
+def _end_dead_runs(training: Record | None = None) -> None:
+    """`training`: of this process, which holds the lock of its folder: what else says that it runs there does not."""
+    client = _client()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        place = run.data.tags.get(PLACE, "")
+        if training and run.data.tags.get(RECORD_ID) == training.id:
+            continue
+        if _is_dead(place) or (training and place == _place(training.run)):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _place(run: str) -> str:

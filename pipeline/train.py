@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import Split
     from pipeline.device import Device
 
-PATIENCE = 10.0  # seconds, for a training to end whose DVC is gone
+PATIENCE = 60.0  # seconds, for a training to end whose DVC is gone
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
@@ -52,6 +52,8 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
         PipelineError: the data is missing or damaged, the model cannot be trained, the loss is not finite, or the
             results cannot be written.
     """
+    import tensorflow as tf
+
     from pipeline import dataset, geometry, layers, loop, models
     from pipeline.progress import TrainingProgress
 
@@ -66,13 +68,12 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
     model = models.build(recipe.model)
     data = data_hash(train_split, val_split)
     identity = {**settings.flat(run), "data_hash": data, **machine.determines(), **code_hashes(recipe.model)}
-    identity.pop("test_images")
     checkpoints = record.CHECKPOINTS / run
     found, notes = checkpoint.newest(checkpoints, identity)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if found:
-        log = record.resume(run, found.training | {"params": settings.flat(run)}, found.history)
+        log = record.resume(run, found.training, found.history)
     else:
         log = record.begin(
             run,
@@ -133,6 +134,9 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
         raise PipelineError(f"{run}: {error}; lower recipes.{settings.runs[run].recipe}.learning_rate") from None
     except layers.UntrainableError as error:
         raise PipelineError(f"{run}: {error}") from None
+    except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
+        reason = " ".join(error.message.split())[:300]
+        raise PipelineError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
     except OSError as error:
         raise PipelineError(f"{run}: {error}; `dvc repro` goes on after the last finished epoch") from None
     except (KeyboardInterrupt, SystemExit):
