@@ -63,15 +63,16 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The last whole checkpoint of this identity, and what a person should know: which were not used, and why."""
     notes: list[str] = []
-    for path in _files(folder, identity):
+    named = _files(folder, identity)
+    for path in named:
         try:
             found = read(path)
-            if (found.epoch, found.identity) == (_epoch(path), json.loads(json.dumps(identity))):
+            if (found.epoch, found.identity) == (_epoch(path), identity):
                 return found, notes
             notes.append(f"{path} is not used: it holds epoch {found.epoch}, {_difference(found.identity, identity)}")
         except DamagedError as error:
             notes.append(f"{path} is damaged ({error}) and not used")
-    others = [path for path in folder.glob("*.ckpt") if path.is_file() and path not in _files(folder, identity)]
+    others = [path for path in folder.glob("*.ckpt") if path.is_file() and path not in named]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             other = read(path)

@@ -15,6 +15,13 @@ from pipeline import params
 from pipeline.command import import_tensorflow
 
 ROOT = Path(__file__).parents[1]
+NO_FILES = {  # what may lie where a file is looked for, and how it is made there
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "circle": lambda path: path.symlink_to(path),
+    "1 TiB": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40),
+}
 
 
 @pytest.fixture(scope="session")

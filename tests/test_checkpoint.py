@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import NO_FILES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -139,15 +140,8 @@ def test_whole_checkpoint_of_the_same_making_is_used(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda path: path.mkdir(),
-        os.mkfifo,
-        lambda path: path.symlink_to("/dev/zero"),
-        lambda path: path.symlink_to(path),
-        lambda path: path.symlink_to("/no/such/file"),
-        lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40),
-    ],
-    ids=["folder", "pipe", "endless", "circle", "nowhere", "1 TiB"],
+    [*NO_FILES.values(), lambda path: path.symlink_to("/no/such/file")],
+    ids=[*NO_FILES, "nowhere"],
 )
 @pytest.mark.parametrize("name", [checkpoint._name(IDENTITY, 9), checkpoint._name({}, 1), "mine.ckpt"])
 def test_what_is_no_checkpoint_file_is_passed_over_and_costs_none(tmp_path, make, name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import NO_FILES, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_compare import SETTINGS, write_run
@@ -94,17 +94,7 @@ def test_other_content_is_refused(workplace, name, content):
     assert not compared_or_refused(name)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda path: path.mkdir(),
-        os.mkfifo,
-        lambda path: path.symlink_to("/dev/zero"),
-        lambda path: path.symlink_to(path),
-        lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40),
-    ],
-    ids=["folder", "pipe", "endless", "circle", "1 TiB"],
-)
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES)
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_file_is_refused(workplace, name, make):
     (RUN / name).unlink()

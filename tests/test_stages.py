@@ -7,6 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from pipeline import train
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Imported by a model's file, yet without influence on weights: how errors are shown.
 WITHOUT_INFLUENCE = {"pipeline/__init__.py", "pipeline/command.py"}
@@ -45,6 +47,11 @@ def test_training_depends_on_what_changes_weights(model):
     for file in list(needed):
         needed |= imported(ROOT / file)
     assert listed == needed - WITHOUT_INFLUENCE
+
+
+def test_checkpoint_is_of_the_code_that_a_training_depends_on():
+    listed = {dep.replace("${item.model}", "custom") for dep in STAGES["train"]["do"]["deps"]} - {"data/cifar10"}
+    assert {key.replace("code ", "pipeline/") for key in train.code_hashes("custom")} == listed
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,20 @@ def test_live_mirroring_epoch_by_epoch_gives_the_same_history(log):
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
-def test_mirror_that_broke_off_is_completed(log, monkeypatch):
+def break_off(log, monkeypatch, method):
+    """Mirrors to a server that goes away in this method, and comes back."""
+
     def fail(*_):
         raise OSError("the server went away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(tracking._client(), "set_terminated", fail)
+        broken.setattr(tracking._client(), method, fail)
         assert tracking.mirror(log) is None
     tracking.retry()
+
+
+def test_mirror_that_broke_off_is_completed(log, monkeypatch):
+    break_off(log, monkeypatch, "set_terminated")
     tracking.mirror(log)
     ((status, *_, metrics),) = state().values()
     assert status == "FINISHED"
@@ -271,13 +277,7 @@ def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch
     model.save(log.model_file)
     log.training["environment"] |= dict.fromkeys(("tensorflow", "keras", "mlflow"), "1")
 
-    def fail(*_):
-        raise OSError("the server went away")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(tracking._client(), "log_model_artifacts", fail)
-        assert tracking.mirror(log) is None
-    tracking.retry()
+    break_off(log, monkeypatch, "log_model_artifacts")
     for _ in range(2):
         assert tracking.mirror(log)
     (run,) = runs()
