@@ -63,17 +63,17 @@ def _ours(recipe, seed: int, train, val, policy: str) -> tuple[float, float]:
 def _stock(recipe, seed: int, train, val) -> tuple[float, float]:
     import keras
 
-    from pipeline import loop, models
+    from pipeline import models, optimizers
 
     keras.utils.set_random_seed(seed)
     model = models.build(recipe.model)
-    schedule = loop.Schedule(
+    schedule = optimizers.Schedule(
         recipe.schedule,
         recipe.learning_rate,
         recipe.epochs * (len(train.labels) // recipe.batch_size),
         recipe.warmup_fraction,
     )
-    optimizer = loop.make_optimizer(recipe, schedule, "float32", model)
+    optimizer = optimizers.make_optimizer(recipe, schedule, "float32", model)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     full = len(train.labels) // recipe.batch_size * recipe.batch_size  # as ours: no smaller last batch
     for epoch in range(recipe.epochs):

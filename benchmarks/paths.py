@@ -38,15 +38,15 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
     import_tensorflow()
     import tensorflow as tf
 
-    from pipeline import dataset, device, layers, loop, models, params
+    from pipeline import dataset, device, layers, loop, models, optimizers, params
 
     recipe = params.read().recipes[model].model_copy(update={"batch_size": batch, "flip": "none", "crop_pixels": 0})
     machine = device.resolve("auto", "auto")
     split = dataset.Split(pixels, labels)
     steps = len(labels) // batch
     fast = layers.twin(models.build(model), 0, machine.policy)
-    schedule = loop.Schedule("linear", recipe.learning_rate, steps * 1000, 0.2)
-    optimizer = loop.make_optimizer(recipe, schedule, machine.policy, fast)
+    schedule = optimizers.Schedule("linear", recipe.learning_rate, steps * 1000, 0.2)
+    optimizer = optimizers.make_optimizer(recipe, schedule, machine.policy, fast)
     run_steps = loop.graph_of_steps(fast, optimizer, [], recipe, 0, split, tf.distribute.get_strategy())
     for epoch in range(1, 1000):
         order = tf.constant(dataset.permutation(0, epoch, len(labels)))

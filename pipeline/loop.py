@@ -7,13 +7,13 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import dataset, layers
+from pipeline import dataset, layers, optimizers
 
 if TYPE_CHECKING:
     from pipeline.params import Recipe
@@ -47,46 +47,6 @@ class State(NamedTuple):
 
     epoch: int
     values: list[np.ndarray]
-
-
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up over a fraction of the steps, then constant, or linear or cosine down to 0."""
-
-    def __init__(self, shape: str, peak: float, steps: int, warmup_fraction: float):
-        self.shape, self.peak, self.steps = shape, peak, steps
-        self.warmup_steps = int(steps * warmup_fraction)
-
-    def __call__(self, step):
-        """The rate of a step, counted from 0."""
-        step = tf.cast(step, tf.float32)
-        rise = (step + 1) / max(1, self.warmup_steps)
-        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)  # 1 at the peak, 1/steps at the end
-        fall = {
-            "constant": lambda: tf.ones_like(left),
-            "linear": lambda: left,
-            "cosine": lambda: 0.5 - 0.5 * tf.cos(math.pi * left),
-        }[self.shape]()
-        return self.peak * tf.where(step < self.warmup_steps, rise, fall)
-
-    def get_config(self) -> dict[str, Any]:
-        """Keras wants it; the optimizer is never saved."""
-        return {"shape": self.shape, "peak": self.peak, "steps": self.steps}
-
-
-def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
-    """The recipe's optimizer. Weight decay is decoupled and spares biases and norms (all weights of rank 1)."""
-    decay = recipe.weight_decay or None
-    optimizer: keras.optimizers.Optimizer
-    if recipe.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(schedule, recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay)
-    else:
-        optimizer = keras.optimizers.AdamW(schedule, beta_1=recipe.momentum, weight_decay=decay or 0.0)
-    if decay:
-        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
-    if policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(model.trainable_variables)
-    return optimizer
 
 
 def train(
@@ -133,8 +93,10 @@ def train(
     steps = len(train_split.labels) // recipe.batch_size
     with strategy.scope():
         fast = layers.twin(model, seed, policy)
-        schedule = Schedule(recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction)
-        optimizer = make_optimizer(recipe, schedule, policy, fast)
+        schedule = optimizers.Schedule(
+            recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction
+        )
+        optimizer = optimizers.make_optimizer(recipe, schedule, policy, fast)
         averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
     variables = [*fast.weights, *optimizer.variables, *averages]
     if resume:

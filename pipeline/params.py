@@ -73,7 +73,7 @@ class Recipe(Section):
     """A model's name and how it is trained. Units and meanings: the comments in params.yaml."""
 
     model: Name
-    optimizer: Literal["sgd", "adamw"] = _choice("sgd", "adamw")
+    optimizer: Literal["sgd", "adamw", "muon"] = _choice("sgd", "adamw", "muon")
     learning_rate: float = _number(1e-8, 100)
     momentum: float = _number(0, 1, below=True)
     schedule: Literal["constant", "linear", "cosine"] = _choice("constant", "linear", "cosine")

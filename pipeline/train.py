@@ -153,7 +153,7 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
 def code_hashes(model: str) -> dict[str, str]:
     """Of the files that change weights, the same that dvc.yaml lists: `code <file>` -> digest."""
     folder = Path(__file__).parent
-    files = ["dataset.py", "layers.py", "loop.py", "models/__init__.py", f"models/{model}.py"]
+    files = ["dataset.py", "layers.py", "loop.py", "optimizers.py", "models/__init__.py", f"models/{model}.py"]
     return {f"code {file}": record.sha256(folder / file)[:16] for file in files}
 
 

@@ -1,0 +1,83 @@
+"""Optimizers and the learning rate over the steps of a training."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from pipeline.params import Recipe
+
+
+ADAM_SHARE = 0.25  # of the learning rate, in what Muon leaves to Adam
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up over a fraction of the steps, then constant, or linear or cosine down to 0."""
+
+    def __init__(self, shape: str, peak: float, steps: int, warmup_fraction: float):
+        self.shape, self.peak, self.steps = shape, peak, steps
+        self.warmup_steps = int(steps * warmup_fraction)
+
+    def __call__(self, step):
+        """The rate of a step, counted from 0."""
+        step = tf.cast(step, tf.float32)
+        rise = (step + 1) / max(1, self.warmup_steps)
+        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)  # 1 at the peak, 1/steps at the end
+        fall = {
+            "constant": lambda: tf.ones_like(left),
+            "linear": lambda: left,
+            "cosine": lambda: 0.5 - 0.5 * tf.cos(math.pi * left),
+        }[self.shape]()
+        return self.peak * tf.where(step < self.warmup_steps, rise, fall)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras wants it; the optimizer is never saved."""
+        return {"shape": self.shape, "peak": self.peak, "steps": self.steps}
+
+
+class Muon(keras.optimizers.Muon):
+    """Keras' Muon, for convolutions too: a kernel [h, w, in, out] is the matrix [h * w * in, out].
+
+    Depthwise kernels mix no channels, so they are no matrices: Adam updates them, as it does vectors and the layer
+    that gives the classes.
+
+    Source: Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """
+
+    def _should_use_adamw(self, variable) -> bool:
+        matrix = len(variable.shape) == 2 or (len(variable.shape) == 4 and variable.shape[-1] > 1)
+        return not matrix or variable.path in self.exclude_layers
+
+    def _muon_update_step(self, gradient, variable, lr, m) -> None:
+        self.assign_add(m, gradient + m * (self.momentum - 1))
+        slope = gradient + self.momentum * m  # Nesterov's
+        update = self.zeropower_via_newtonschulz5(tf.reshape(slope, [-1, slope.shape[-1]]), self.ns_steps)
+        self.assign_sub(variable, tf.reshape(self.lr_adjust(lr * update), variable.shape))
+
+
+def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
+    """The recipe's optimizer. Weight decay is decoupled and spares biases and norms (all weights of rank 1)."""
+    decay = recipe.weight_decay or None
+    optimizer: keras.optimizers.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(schedule, recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay)
+    elif recipe.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(schedule, beta_1=recipe.momentum, weight_decay=decay or 0.0)
+    else:
+        last = next(layer for layer in reversed(model.layers) if layer.trainable_weights)
+        optimizer = Muon(
+            schedule,
+            momentum=recipe.momentum,
+            weight_decay=decay,
+            adam_weight_decay=decay,
+            adam_lr_ratio=ADAM_SHARE,
+            exclude_layers=[weight.path for weight in last.trainable_weights],
+        )
+    if decay:
+        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
+    if policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    return optimizer

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+import keras
+
+from pipeline import optimizers, params
+
+
+@pytest.fixture
+def recipe(tree):
+    """A recipe at a constant learning rate of 0.1: `recipe("muon", weight_decay=0.1)`."""
+
+    def make(optimizer: str, **changes):
+        tree["recipes"]["custom"] |= {"optimizer": optimizer, "learning_rate": 0.1, "momentum": 0.9} | changes
+        return params.check(tree).recipes["custom"]
+
+    return make
+
+
+def small_model() -> keras.Model:
+    """A weight of each kind."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(12, 2, name="conv")(inputs)
+    x = keras.layers.DepthwiseConv2D(3, use_bias=False, name="depthwise")(x)
+    x = keras.layers.Conv2D(6, 1, use_bias=False, name="pointwise")(x)
+    x = keras.layers.Dense(9, use_bias=False, name="dense")(keras.layers.BatchNormalization(name="norm")(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
+
+
+def change(recipe, gradient) -> tuple[dict, dict]:
+    """The weights by path, and what one step changes in each, where `gradient(shape)` is its gradient."""
+    model = small_model()
+    before = {weight.path: weight.numpy() for weight in model.trainable_weights}
+    optimizer = optimizers.make_optimizer(recipe, optimizers.Schedule("constant", 0.1, 10, 0.0), "float32", model)
+    optimizer.apply([np.float32(gradient(weight.shape)) for weight in model.trainable_weights])
+    return before, {weight.path: weight.numpy() - before[weight.path] for weight in model.trainable_weights}
+
+
+@pytest.mark.parametrize(
+    ("shape", "fractions", "rates"),
+    [
+        ("linear", (0.0, 0.2, 0.6, 1.0), (0.005, 1.0, 0.5, 0.0)),
+        ("cosine", (0.2, 0.6, 1.0), (1.0, 0.5, 0.0)),
+        ("constant", (0.2, 1.0), (1.0, 1.0)),
+    ],
+)
+def test_schedule_rises_and_falls(shape, fractions, rates):
+    schedule = optimizers.Schedule(shape, 1.0, 1000, 0.2)
+    assert [float(schedule(1000 * fraction)) for fraction in fractions] == pytest.approx(rates, abs=0.006)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_weight_decay_shrinks_kernels_only(recipe, optimizer):
+    before, changes = change(recipe(optimizer, weight_decay=0.1), np.zeros)
+    for path, old in before.items():
+        np.testing.assert_allclose(changes[path], -0.01 * old if old.ndim > 1 else 0 * old, rtol=1e-4, atol=1e-9)
+
+
+def test_muon_moves_convolutions_equally_in_all_directions(recipe):
+    random = np.random.default_rng(0)
+    _, changes = change(recipe("muon", weight_decay=0.0), random.standard_normal)
+    for path in ("conv/kernel", "pointwise/kernel", "dense/kernel"):
+        matrix = changes[path].reshape(-1, changes[path].shape[-1])
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.1 * 0.2 * max(matrix.shape) ** 0.5)
+        np.testing.assert_allclose(singular, 1, atol=0.5)  # five iterations come that close to 1
+
+
+def test_muon_leaves_depthwise_kernels_vectors_and_classes_to_adam(recipe):
+    _, changes = change(recipe("muon", weight_decay=0.0), np.ones)
+    first_step_of_adam = -0.1 * optimizers.ADAM_SHARE
+    for path in ("conv/bias", "depthwise/kernel", "norm/gamma", "norm/beta", "classes/kernel", "classes/bias"):
+        np.testing.assert_allclose(changes[path], first_step_of_adam, rtol=1e-3)
