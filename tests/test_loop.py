@@ -72,7 +72,7 @@ def test_one_batch_can_be_overfitted(recipe, splits, optimizer):
     assert epochs[-1].accuracy == 1
 
 
-@pytest.mark.parametrize("name", ["baseline", "custom"])
+@pytest.mark.parametrize("name", models.names())
 def test_steps_are_those_of_stock_keras(recipe, splits, name):
     """Without dropout, whose masks are others: the same weights, batches and recipe, through `train_on_batch`."""
     settings = recipe(epochs=1, label_smoothing=0.0, weight_decay=0.01, learning_rate=0.02)

@@ -50,6 +50,10 @@ def test_parameters_are_as_published(name, parameters):
     assert models.build(name).count_params() == parameters
 
 
+def test_compact_keeps_to_the_parameters_of_custom():
+    assert models.build("compact").count_params() <= 92_027
+
+
 def test_custom_trains_all_but_its_moving_statistics():
     trained = sum(np.prod(weight.shape) for weight in models.build("custom").trainable_weights)
     assert trained == 92_027 - 2 * (64 + 128 + 128 + 128 + 128 + 256)
@@ -112,7 +116,7 @@ def test_model_survives_saving(name, tmp_path):
 
 
 def test_unknown_model_is_refused_with_what_there_is():
-    with pytest.raises(PipelineError, match=r"'resnet'.*baseline, custom.*write pipeline/models/"):
+    with pytest.raises(PipelineError, match=r"'resnet'.*baseline, compact, custom.*write pipeline/models/"):
         models.build("resnet")
 
 

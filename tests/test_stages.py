@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import train
+from pipeline import models, train
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Imported by a model's file, yet without influence on weights: how errors are shown.
@@ -40,7 +40,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("model", ["baseline", "custom"])
+@pytest.mark.parametrize("model", models.names())
 def test_training_depends_on_what_changes_weights(model):
     listed = {dep.replace("${item.model}", model) for dep in STAGES["train"]["do"]["deps"]} - {"data/cifar10"}
     needed = {"pipeline/loop.py", f"pipeline/models/{model}.py"}
