@@ -18,7 +18,7 @@ setup: .venv/$(LOCK).installed
 	uv pip sync --quiet --python .venv --compile-bytecode --require-hashes $(LOCK)
 	rm -f .venv/*.installed && touch $@
 
-run: setup ## show the recorded results, then train both models on a part of the data, in minutes
+run: setup ## show the recorded results, then train all models on a part of the data, in minutes
 	python -m pipeline.compare --show
 	MLFLOW_EXPERIMENT_NAME=quick python -m pipeline.workspace quick --overlay params.quick.yaml
 	@echo; echo 'Look at it:  .venv/bin/mlflow ui   and open http://127.0.0.1:5000 (experiment "quick")'

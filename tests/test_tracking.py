@@ -108,13 +108,14 @@ def test_mirror_that_broke_off_is_completed(log, monkeypatch):
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
+def list_custom_alone(project) -> None:
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+
+
 def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project, monkeypatch):
-    tree = (
-        (project / "params.yaml")
-        .read_text()
-        .replace("  baseline-0:\n    recipe: baseline\n    model: baseline\n    seed: 0\n", "")
-    )
-    (project / "params.yaml").write_text(tree)
+    list_custom_alone(project)
     mirror.main()
     assert {run.info.run_name for run in runs()} == {"custom-0", "published-base", "published-custom"}
     first = state()
@@ -187,9 +188,7 @@ def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
 
 
 def test_run_of_a_dead_process_is_ended_by_the_mirror_stage(log, project):
-    tree = yaml.safe_load((project / "params.yaml").read_text())
-    tree["runs"].pop("baseline-0")
-    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    list_custom_alone(project)
     mirror.main()
     log.training |= {"status": "running", "record_id": "of a killed one"}
     tracking.mirror(log, live=True)
