@@ -177,7 +177,8 @@ def test_divergence_stops_the_training(recipe, splits):
 
 
 @pytest.mark.slow
-def test_two_replicas_train_like_one(tmp_path, tiny_cifar10):
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("muon", 0.01)])
+def test_two_replicas_train_like_one(tmp_path, tiny_cifar10, optimizer, rate):
     code = textwrap.dedent(f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -187,7 +188,7 @@ def test_two_replicas_train_like_one(tmp_path, tiny_cifar10):
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         recipe = params.read({str(ROOT / "params.yaml")!r}).recipes["custom"].model_copy(
-            update=dict(epochs=2, batch_size=20, learning_rate=0.05, ema_decay=0.5))
+            update=dict(epochs=2, batch_size=20, optimizer={optimizer!r}, learning_rate={rate}, ema_decay=0.5))
         splits = dataset.read_train_val({str(tiny_cifar10)!r}, 100, 50, 0)
         losses = []
         for strategy in (None, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
