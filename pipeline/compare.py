@@ -183,6 +183,14 @@ def figure_rows(comparison: dict[str, Any]) -> Rows:
     return [header, *([name, *(_cell(row, key) for key in COLUMNS)] for name, row in rows.items())]
 
 
+def run_rows(comparison: dict[str, Any]) -> Rows:
+    """Every run, when and where it was trained; the header first."""
+    return [["run", "test %", "minutes", "begun (UTC)", "on", "with", "train/val/test images"]] + [
+        [run["run"], _cell(run, "test_accuracy"), _cell(run, "training_minutes"), *run["origin"]]
+        for run in comparison["runs"]
+    ]
+
+
 def budget_rows(comparison: dict[str, Any]) -> Rows:
     """Every budget against every recipe; the header first."""
     return [["budget", "recipe", "result", ""]] + [
@@ -253,13 +261,7 @@ def markdown(comparison: dict[str, Any]) -> str:
         "\\\n".join(comparison["limits"]),
         "## How it was measured",
         HOW,
-        _markdown(
-            [["run", "test %", "minutes", "begun (UTC)", "on", "with", "train/val/test images"]]
-            + [
-                [run["run"], _cell(run, "test_accuracy"), _cell(run, "training_minutes"), *run["origin"]]
-                for run in comparison["runs"]
-            ]
-        ),
+        _markdown(run_rows(comparison)),
         "## What is published",
         "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
     ]

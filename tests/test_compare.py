@@ -391,3 +391,17 @@ def test_published_accuracies_are_those_to_beat():
         assert budget.accuracy_to_beat == published["accuracy"]
         assert budget.max_parameters == published["parameters"]
         assert budget.max_epochs == published["epochs"]
+
+
+def test_recorded_report_is_of_the_recorded_runs(monkeypatch):
+    recorded = record.read_json(ROOT / "report/comparison.json")
+    monkeypatch.chdir(ROOT)
+    assert [compare._figures(record.load(run["run"])) for run in recorded["runs"]] == recorded["runs"]
+    for recipe, figures in recorded["recipes"].items():
+        assert figures == compare._over_seeds([run for run in recorded["runs"] if run["recipe"] == recipe])
+
+
+def test_readme_shows_the_tables_of_the_report():
+    recorded, page = record.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
+    for rows in (compare.figure_rows(recorded), compare.run_rows(recorded)):
+        assert compare._markdown(rows) in page, "copy the tables of report/README.md into README.md"
