@@ -87,7 +87,7 @@ def load(settings: params.Params) -> dict[str, record.Record]:
 def _lacking(loaded: record.Record) -> list[str]:
     """What a record may lack to be one, but not to be compared."""
     figures = ("val_accuracy", "test_accuracy_flip", "parameters", "multiply_adds", "epochs")
-    where = ("device", "processor", "precision", "tensorflow", "keras")
+    where = ("device", "threads", "processor", "precision", "tensorflow", "keras")
     return [
         *(key for key in figures if key not in loaded.evaluation),
         *(key for key in where if key not in loaded.training["environment"]),
@@ -136,7 +136,7 @@ def _figures(loaded: record.Record) -> dict[str, Any]:
         "images_per_second": round(median(epoch["images_per_second"] for epoch in training["epochs"]), 1),
         "origin": [
             f"{datetime.fromtimestamp(training['started_ms'] / 1000, UTC):%Y-%m-%d}",
-            f"{where['device']}, {where['processor']}, {where['precision']}",
+            f"{where['device']} ({where['threads']} threads), {where['processor']}, {where['precision']}",
             f"TensorFlow {where['tensorflow']}, Keras {where['keras']}",
             "/".join(f"{training['params'][split]:,}" for split in SPLITS),
         ],

@@ -62,7 +62,8 @@ def write_run(run, test_accuracy=0.85, comparable=True, **evaluation):
             {"epoch": 2, "ended_ms": 2, "epoch_seconds": 90.0, "images_per_second": 500.0},
         ],
         "environment": {
-            "device": "CPU x2",
+            "device": "CPU",
+            "threads": 2,
             "processor": "Made-up | 9000",
             "precision": "bfloat16",
             "tensorflow": "2.21.0",
@@ -334,8 +335,8 @@ def test_page_says_how_it_was_measured_and_links_what_lies_beside_it():
     write_run("custom-0")
     page = compare.markdown(compared())
     assert (
-        "| custom-0 | 85.00 | 2.0 | 2026-11-22 | CPU x2, Made-up \\| 9000, bfloat16 | TensorFlow 2.21.0, Keras 3.15.1 "
-        "| 45,000/5,000/10,000 |"
+        "| custom-0 | 85.00 | 2.0 | 2026-11-22 | CPU (2 threads), Made-up \\| 9000, bfloat16 "
+        "| TensorFlow 2.21.0, Keras 3.15.1 | 45,000/5,000/10,000 |"
     ) in page
     assert re.findall(r"\]\((.*?)\)", page) == ["curves.png", "accuracy_vs_parameters.png"]
 
