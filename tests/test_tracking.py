@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 
 from pipeline import command, mirror, record, tracking
 from pipeline.command import PipelineError
@@ -106,6 +107,30 @@ def test_mirror_that_broke_off_is_completed(log, monkeypatch):
     ((status, *_, metrics),) = state().values()
     assert status == "FINISHED"
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
+
+
+def test_dataset_that_broke_off_is_logged_later(log, monkeypatch):
+    break_off(log, monkeypatch, "log_inputs")
+    tracking.mirror(log)
+    (run,) = runs()
+    assert run.data.params["epochs"] == "3"
+    assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
+
+
+def test_dataset_that_another_run_made_at_the_same_time_is_shared(log, monkeypatch, capfd):
+    log_inputs, calls = tracking._client().log_inputs, []
+
+    def lose_the_race(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MlflowException("duplicate key value violates unique constraint")
+        return log_inputs(*arguments)
+
+    monkeypatch.setattr(tracking._client(), "log_inputs", lose_the_race)
+    assert tracking.mirror(log)
+    assert "warning" not in capfd.readouterr().err
+    (run,) = runs()
+    assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
 
 
 def list_custom_alone(project) -> None:
