@@ -15,6 +15,7 @@ from pipeline import params
 from pipeline.command import import_tensorflow
 
 ROOT = Path(__file__).parents[1]
+BY_SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.005}  # known losses are of it
 NO_FILES = {  # what may lie where a file is looked for, and how it is made there
     "folder": lambda path: path.mkdir(),
     "pipe": os.mkfifo,
@@ -47,8 +48,10 @@ def tiny_cifar10(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tree() -> dict:
-    """The values of the repository's params.yaml, to be changed at will."""
-    return copy.deepcopy(params.parse(ROOT / "params.yaml"))
+    """The values of the repository's params.yaml, to be changed at will; custom by SGD, whatever trains it there."""
+    tree = copy.deepcopy(params.parse(ROOT / "params.yaml"))
+    tree["recipes"]["custom"] |= BY_SGD
+    return tree
 
 
 @pytest.fixture
@@ -105,6 +108,7 @@ def small_clone(folder: Path, environment: dict, **recipe: int) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     tree = params.parse(ROOT / "params.yaml")
+    tree["recipes"]["custom"] |= BY_SGD
     tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": 2, "batch_size": 100} | recipe
     tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
