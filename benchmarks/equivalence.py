@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.paths import BY_SGD
 from pipeline import params, record
 from pipeline.command import import_tensorflow
 
@@ -37,7 +38,9 @@ def main() -> None:
         "precision": machine.precision,
     }
     for model in arguments.models:
-        recipe = params.read().recipes[model].model_copy(update=QUICK | {"learning_rate": LEARNING_RATE[model]})
+        recipe = (
+            params.read().recipes[model].model_copy(update=BY_SGD | QUICK | {"learning_rate": LEARNING_RATE[model]})
+        )
         figures: dict[str, list[tuple[float, float]]] = {"ours": [], "keras": []}
         report[model] = {"recipe": recipe.model_dump()}
         for seed in range(arguments.seeds):

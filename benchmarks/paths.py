@@ -12,6 +12,8 @@ from contextlib import nullcontext
 import numpy as np
 import psutil
 
+BY_SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.005}  # as the others, whatever params.yaml says
+
 
 def main() -> None:
     """Serves rounds until stdin ends."""
@@ -40,7 +42,9 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
 
     from pipeline import dataset, device, layers, loop, models, optimizers, params
 
-    recipe = params.read().recipes[model].model_copy(update={"batch_size": batch, "flip": "none", "crop_pixels": 0})
+    recipe = (
+        params.read().recipes[model].model_copy(update=BY_SGD | {"batch_size": batch, "flip": "none", "crop_pixels": 0})
+    )
     machine = device.resolve("auto", "auto")
     split = dataset.Split(pixels, labels)
     steps = len(labels) // batch
