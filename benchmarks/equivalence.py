@@ -12,8 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.paths import BY_SGD
-from pipeline import params, record
-from pipeline.command import import_tensorflow
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.system.command import import_tensorflow
 
 DATA = {"train_images": 6_000, "val_images": 5_000, "split_seed": 0}
 QUICK = {"epochs": 4, "batch_size": 48}  # as many steps as batch normalisation needs
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/equivalence.json"))
     arguments = parser.parse_args()
     import_tensorflow()
-    from pipeline import dataset, device
+    from pipeline.system import device
+    from pipeline.training import dataset
 
     machine = device.resolve("auto", "auto")
     train, val = dataset.read_train_val(record.DATA, **DATA)
@@ -56,7 +58,8 @@ def main() -> None:
 
 def _ours(recipe, seed: int, train, val, policy: str) -> tuple[float, float]:
     """Training loss of the last epoch, validation accuracy after it."""
-    from pipeline import loop, models
+    from pipeline import models
+    from pipeline.training import loop
 
     model, epochs = models.build(recipe.model), []
     loop.train(model, recipe, seed, train, val, policy, on_epoch=lambda epoch, _: epochs.append(epoch))
@@ -66,7 +69,8 @@ def _ours(recipe, seed: int, train, val, policy: str) -> tuple[float, float]:
 def _stock(recipe, seed: int, train, val) -> tuple[float, float]:
     import keras
 
-    from pipeline import models, optimizers
+    from pipeline import models
+    from pipeline.training import optimizers
 
     keras.utils.set_random_seed(seed)
     model = models.build(recipe.model)

@@ -35,12 +35,15 @@ def main() -> None:
 
 def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
     """The loop of this project, precision auto, no augmentation; without its validation, as the others."""
-    from pipeline.command import import_tensorflow
+    from pipeline.system.command import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf
 
-    from pipeline import dataset, device, layers, loop, models, optimizers, params
+    from pipeline import models
+    from pipeline.config import params
+    from pipeline.system import device
+    from pipeline.training import dataset, layers, loop, optimizers
 
     recipe = (
         params.read().recipes[model].model_copy(update=BY_SGD | {"batch_size": batch, "flip": "none", "crop_pixels": 0})
@@ -60,7 +63,7 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
 
 def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
     """The published code's way: stock layers, `fit` on arrays, float32."""
-    from pipeline.command import import_tensorflow
+    from pipeline.system.command import import_tensorflow
 
     import_tensorflow()
     import keras

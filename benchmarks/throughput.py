@@ -121,7 +121,9 @@ def growth(model: str, images: int, batch: int) -> dict[str, Any]:
 
 def startup() -> dict[str, float]:
     """Seconds of `dvc repro` until the first step is done and of one with nothing to do; peak memory of a training."""
-    from pipeline import command, params, workspace
+    from pipeline import workspace
+    from pipeline.config import params
+    from pipeline.system import command
 
     tree = params.read().model_dump()
     tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
@@ -157,7 +159,7 @@ def startup() -> dict[str, float]:
 
 def matmul_rates() -> dict[str, float]:
     """GFLOP/s of a square matrix product, by precision; the median of five."""
-    from pipeline.command import import_tensorflow
+    from pipeline.system.command import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf
@@ -178,14 +180,15 @@ def matmul_rates() -> dict[str, float]:
 
 def multiply_adds(model: str) -> int:
     """Of one image, forward."""
-    from pipeline import geometry, models
+    from pipeline import models
+    from pipeline.evaluation import geometry
 
     return sum(row.multiply_adds for row in geometry.geometry(models.build(model)))
 
 
 def machine() -> dict[str, Any]:
     """What this was measured on."""
-    from pipeline import device
+    from pipeline.system import device
 
     return {"processor": device.processor(), "threads": device.threads(), "versions": device.versions()}
 

@@ -26,7 +26,7 @@ import pooch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.command import PipelineError
+from pipeline.system.command import PipelineError
 
 # Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and its data set's web page.
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # label order

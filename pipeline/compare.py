@@ -16,9 +16,11 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Any
 
-from pipeline import command, params, record
-from pipeline.command import PipelineError
-from pipeline.record import NOT_COMPARABLE
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.records.record import NOT_COMPARABLE
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import command, params, record
 from pipeline.cifar10 import CLASS_NAMES
-from pipeline.command import PipelineError
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
 
-    from pipeline.dataset import Split
+    from pipeline.training.dataset import Split
 
 PREDICTION_BATCH = 500  # images
 THROUGHPUT_BATCH = 256  # images
@@ -44,7 +46,9 @@ def main() -> None:
     command.import_tensorflow()
     import tensorflow as tf
 
-    from pipeline import device, geometry, tracking
+    from pipeline import tracking
+    from pipeline.evaluation import geometry
+    from pipeline.system import device
 
     machine = device.resolve(settings.train.device, "float32")
     if machine.name != "CPU":  # a GPU left to itself rounds products to 10 bits and gives other last digits each time
@@ -114,7 +118,7 @@ def read_splits(data: params.Data) -> tuple[Split, Split]:
     Raises:
         PipelineError: a file is missing or damaged.
     """
-    from pipeline import dataset
+    from pipeline.training import dataset
 
     try:
         record.check_data()

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline import cifar10, command
-from pipeline.command import PipelineError
+from pipeline import cifar10
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

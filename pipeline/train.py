@@ -12,14 +12,17 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import checkpoint, command, params, record, tracking
-from pipeline.command import PipelineError
+from pipeline import tracking
+from pipeline.config import params
+from pipeline.records import checkpoint, record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.dataset import Split
-    from pipeline.device import Device
+    from pipeline.system.device import Device
+    from pipeline.training.dataset import Split
 
 PATIENCE = 60.0  # seconds, for a training to end whose DVC is gone
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
@@ -37,7 +40,7 @@ def main() -> None:
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
     command.end_with_dvc()
     command.import_tensorflow()
-    from pipeline import device
+    from pipeline.system import device
 
     machine = device.resolve(settings.train.device, recipe.precision, settings.train.xla)
     busy = f"{run} is being trained by another process; wait for it or end it"
@@ -54,8 +57,10 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
     """
     import tensorflow as tf
 
-    from pipeline import dataset, geometry, layers, loop, models
-    from pipeline.progress import TrainingProgress
+    from pipeline import models
+    from pipeline.evaluation import geometry
+    from pipeline.system.progress import TrainingProgress
+    from pipeline.training import dataset, layers, loop
 
     recipe, seed = settings.recipe_of(run), settings.runs[run].seed
     try:
@@ -153,13 +158,13 @@ def train(run: str, settings: params.Params, machine: "Device") -> None:
 def code_hashes(model: str) -> dict[str, str]:
     """Of the files that change weights, the same that dvc.yaml lists: `code <file>` -> digest."""
     folder = Path(__file__).parent
-    files = ["dataset.py", "layers.py", "loop.py", "optimizers.py", "models/__init__.py", f"models/{model}.py"]
-    return {f"code {file}": record.sha256(folder / file)[:16] for file in files}
+    files = [*sorted(folder.glob("training/*.py")), folder / "models/__init__.py", folder / f"models/{model}.py"]
+    return {f"code {file.relative_to(folder)}": record.sha256(file)[:16] for file in files}
 
 
 def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
     """What a training ran on and from: never equal between machines, so kept apart from history and metrics."""
-    from pipeline import device
+    from pipeline.system import device
 
     experiment = {"dvc_experiment": os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
     return {

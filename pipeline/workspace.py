@@ -17,8 +17,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import command, params, record
-from pipeline.command import PipelineError
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 FOLDER = Path(".workspaces")
 FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "pipeline", "reference", "report", "results")

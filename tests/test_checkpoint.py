@@ -14,8 +14,8 @@ from conftest import NO_FILES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Checkpoint, DamagedError
+from pipeline.records import checkpoint
+from pipeline.records.checkpoint import Checkpoint, DamagedError
 
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 IDENTITY = {"recipe": "custom", "learning_rate": 0.1, "comparable": True, "code": "1a2b"}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import cifar10
-from pipeline.command import PipelineError
+from pipeline.system.command import PipelineError
 
 # The fixtures that a property uses hold nothing that an example could change.
 property_test = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

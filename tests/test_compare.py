@@ -12,9 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import compare, params, record
-from pipeline.command import PipelineError
-from pipeline.record import NOT_COMPARABLE
+from pipeline import compare
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.records.record import NOT_COMPARABLE
+from pipeline.system.command import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -377,7 +379,7 @@ def test_show_without_a_report_says_what_makes_one(capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["published-base", "published-custom"])
 def test_published_sizes_are_those_of_the_model(name):
     from pipeline import models
-    from pipeline.geometry import geometry
+    from pipeline.evaluation.geometry import geometry
 
     published = record.load_reference(name)
     layers = geometry(models.build(published["model"]))

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import evaluate, params
-from pipeline.command import PipelineError
+from pipeline import evaluate
+from pipeline.config import params
+from pipeline.system.command import PipelineError
 
-dataset = pytest.importorskip("pipeline.dataset")
+dataset = pytest.importorskip("pipeline.training.dataset")
 
 
 def keys(split):

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import pipeline
-from pipeline import command, dataset, evaluate, params, record
-from pipeline.command import PipelineError
+from pipeline import evaluate
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
+from pipeline.training import dataset
 
 in_its_own_time = settings(deadline=None)  # a busy machine is no failure
 PICTURES = ("curves.png", "confusion_matrix.png", "mistakes.png")
@@ -179,7 +182,7 @@ class Stage:
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.results, self.mirrored = folder, folder / "results/custom-0", []
-        tree = yaml.safe_load((evaluate.Path(params.__file__).parents[1] / "params.yaml").read_text())
+        tree = yaml.safe_load((evaluate.Path(evaluate.__file__).parents[1] / "params.yaml").read_text())
         tree["data"] = {"train_images": 100, "val_images": 100, "test_images": 50, "split_seed": 3}
         tree["train"]["device"] = "cpu"
         tree["evaluate"]["mistakes"] = 4  # 25 pictures cost 0.8 s to lay out

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from conftest import ROOT, sh, small_clone
 
-from pipeline import checkpoint, record, tracking
+from pipeline import tracking
+from pipeline.records import checkpoint, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -46,7 +47,10 @@ def uninterrupted() -> dict[str, bytes]:
 
 def start(project: Path, code: str = "", **environment: str) -> subprocess.Popen:
     """The trainer as DVC starts it; `code` runs in its process before."""
-    trains = "import sys; from pipeline import command, train; sys.argv = ['', 'custom-0']; command.run(train.main)"
+    trains = (
+        "import sys; from pipeline import train; from pipeline.system import command; "
+        "sys.argv = ['', 'custom-0']; command.run(train.main)"
+    )
     asked = ["-c", f"{textwrap.dedent(code)}\n{trains}"] if code else ["-m", "pipeline.train", "custom-0"]
     return subprocess.Popen(
         [sys.executable, *asked],
@@ -144,7 +148,8 @@ def test_training_killed_at(point, longer, uninterrupted):
         longer,
         f"""
         import os, signal
-        from pipeline import checkpoint, train, tracking
+        from pipeline import train, tracking
+        from pipeline.records import checkpoint
         does, calls = {module}.{name}, []
         def killing(*arguments, **named):
             if str(arguments[-1]).endswith({"".join(suffix)!r}):
@@ -231,7 +236,10 @@ def test_multi_threaded_bfloat16_training_repeats_itself_to_the_bit(environment,
     code = f"""
         import sys
         sys.path[:0] = [{str(ROOT)!r}]
-        from pipeline import dataset, device, loop, models, params
+        from pipeline import models
+        from pipeline.config import params
+        from pipeline.system import device
+        from pipeline.training import dataset, loop
         machine = device.resolve("cpu", {{"precision"}})
         settings = params.read({str(ROOT / "params.yaml")!r})
         splits = dataset.read_train_val({str(ROOT / "data/cifar10")!r}, 2560, 500, 0)
@@ -358,7 +366,7 @@ def stopped_after(project: Path, epoch: int) -> list[Path]:
         project,
         f"""
         import os, signal
-        from pipeline import checkpoint
+        from pipeline.records import checkpoint
         write = checkpoint.write
         def killing(folder, made):
             write(folder, made)

@@ -14,7 +14,7 @@ from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError
 
 from pipeline import cifar10, fetch
-from pipeline.command import PipelineError
+from pipeline.system.command import PipelineError
 
 fork = multiprocessing.get_context("fork")  # the child inherits the made-up files, and starts at once
 

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import cifar10, command, compare, fetch, mirror, record, tracking, train, workspace
+from pipeline import cifar10, compare, fetch, sync, tracking, train, workspace
+from pipeline.records import record
+from pipeline.system import command
 
 pytestmark = pytest.mark.faults
 
@@ -278,7 +280,7 @@ class TestStore:
         assert "Traceback" not in said
         small.empty()
         tracking.retry()
-        mirror.main()
+        sync.main()
         check_store()
 
     def test_store_that_cannot_be_made(self, trained, undisturbed, disk, capfd, monkeypatch):
@@ -292,7 +294,7 @@ class TestStore:
         assert "Traceback" not in said
         small.resize("16m")
         tracking.retry()
-        mirror.main()
+        sync.main()
         check_store()
 
 

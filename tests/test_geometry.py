@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from pipeline import geometry as module
+from pipeline import geometry as command
 from pipeline import models
-from pipeline.command import PipelineError
-from pipeline.geometry import as_rows, geometry
+from pipeline.evaluation.geometry import as_rows, geometry
+from pipeline.system.command import PipelineError
 
 # Output size and receptive field, line by line as the published text annotates its network.
 PUBLISHED = [
@@ -283,7 +283,7 @@ def test_rows_survive_json():
 def test_command_prints_a_row_a_layer_and_the_totals(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["geometry", "custom"])
     monkeypatch.setenv("COLUMNS", "80")
-    module.main()
+    command.main()
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert ["separable2", "SeparableConv2D", "32*32*128", "5", "8,768", "8,978,432"] in lines
     assert ["average", "GlobalAveragePooling2D", "1*1*10", "image", "0", "0"] in lines

@@ -7,7 +7,8 @@ pytest.importorskip("tensorflow")
 import keras
 import tensorflow as tf
 
-from pipeline import layers, models
+from pipeline import models
+from pipeline.training import layers
 
 
 @pytest.fixture

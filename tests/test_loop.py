@@ -11,7 +11,9 @@ pytest.importorskip("tensorflow")
 import keras
 from conftest import ROOT
 
-from pipeline import dataset, loop, models, optimizers, params
+from pipeline import models
+from pipeline.config import params
+from pipeline.training import dataset, loop, optimizers
 
 
 @pytest.fixture
@@ -183,7 +185,9 @@ def test_two_replicas_train_like_one(tmp_path, tiny_cifar10, optimizer, rate):
         import sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         import numpy as np, tensorflow as tf
-        from pipeline import dataset, loop, models, params
+        from pipeline import models
+        from pipeline.config import params
+        from pipeline.training import dataset, loop
         from test_loop import small_model
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

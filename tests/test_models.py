@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import models
-from pipeline.command import PipelineError
+from pipeline.system.command import PipelineError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 

@@ -4,7 +4,8 @@ import pytest
 pytest.importorskip("tensorflow")
 import keras
 
-from pipeline import optimizers, params
+from pipeline.config import params
+from pipeline.training import optimizers
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from dvc.utils.serialize import loads_yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline import params
-from pipeline.command import PipelineError
+from pipeline.config import params
+from pipeline.system.command import PipelineError
 
 in_its_own_time = settings(deadline=None)  # a busy machine is no failure
 fuzz = settings(max_examples=300, deadline=None)
@@ -165,7 +165,7 @@ def test_a_wrong_value_ends_with_one_line_and_a_failing_status(tmp_path, tree):
     put(tree, "data.val_images", -1)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.params"],
+        [sys.executable, "-m", "pipeline.config.params"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,

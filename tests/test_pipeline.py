@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import sh, small_clone
 
-from pipeline import params, record
+from pipeline.config import params
+from pipeline.records import record
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environ
 def test_everything_made_is_committed_or_ignored(clone, environment):
     assert sh("git status --porcelain", clone, environment) == ""
     stale = json.loads(sh("dvc status --json", clone, environment))
-    assert set(stale) == {"mirror"}
+    assert set(stale) == {"sync"}
 
 
 @pytest.mark.slow

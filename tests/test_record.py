@@ -12,8 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_compare import SETTINGS, write_run
 
-from pipeline import command, compare, params, record
-from pipeline.command import PipelineError
+from pipeline import compare
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 # Each example begins with the whole record.
 fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,8 @@ import pytest
 import yaml
 from conftest import sh, small_clone
 
-from pipeline import params, record
+from pipeline.config import params
+from pipeline.records import record
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: `make setup`")
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: `make setup`")
@@ -260,7 +261,7 @@ def test_two_pipelines_side_by_side_are_in_the_store_each_once(servers, pair):
 def test_repro_again_changes_nothing(servers, pair):
     before = servers.state()
     said = servers.sh("dvc repro", pair[0])
-    assert "Running stage 'mirror'" in said
+    assert "Running stage 'sync'" in said
     assert said.count("Running stage") == 1
     assert servers.state() == before
 
@@ -291,7 +292,7 @@ def test_data_comes_from_the_remote_in_another_clone(servers, pair, tmp_path):
     sh(f"git clone -q {pair[0]} clone", tmp_path, servers.environment)
     nowhere = {"CIFAR10_SOURCE": str(tmp_path / "nowhere")}
     said = servers.sh(f"{remote} && {endpoint} && dvc pull && dvc repro", tmp_path / "clone", **nowhere)
-    assert said.count("Running stage") == said.count("Running stage 'mirror'") == 1
+    assert said.count("Running stage") == said.count("Running stage 'sync'") == 1
     assert sh("git status --porcelain", tmp_path / "clone", servers.environment) == ""
     assert servers.state() == before
 
@@ -331,7 +332,7 @@ def test_server_that_dies_in_a_training_is_completed_later(servers, pair):
     assert told["status"] == "RUNNING"
     assert 1 < len(told["metrics"]["loss"]) < EPOCHS
     said = servers.sh("dvc repro", folder)
-    assert said.count("Running stage") == said.count("Running stage 'mirror'") == 1
+    assert said.count("Running stage") == said.count("Running stage 'sync'") == 1
     after = servers.state()
     assert {key: value for key, value in after.items() if key in before} == before
     assert set(after) - set(before) == {record_id(folder)}
@@ -342,7 +343,7 @@ def test_server_that_dies_in_a_training_is_completed_later(servers, pair):
 def test_experiment_of_its_own_bucket_gets_files_without_the_server(servers, pair):
     before = servers.state()
     direct = servers.client().create_experiment("direct", artifact_location=f"s3://{BUCKET}/direct")
-    assert servers.sh("python -m pipeline.mirror", pair[0], MLFLOW_EXPERIMENT_NAME="direct") == ""
+    assert servers.sh("python -m pipeline.sync", pair[0], MLFLOW_EXPERIMENT_NAME="direct") == ""
     client = servers.client()
     (run,) = client.search_runs([direct], f"tags.record_id = '{record_id(pair[0])}'")
     model = servers.s3.Object(
@@ -362,7 +363,7 @@ def test_no_secret_is_left_anywhere(servers, pair, hidden):
         f"http://user:a/b@{hidden['user']}@{nowhere}",  # a password that should have been quoted
         f"nonsense://user:{hidden['user']}@{nowhere}",
     ):
-        said = servers.sh("python -m pipeline.mirror", pair[0], MLFLOW_TRACKING_URI=address)
+        said = servers.sh("python -m pipeline.sync", pair[0], MLFLOW_TRACKING_URI=address)
         assert "warning: MLflow could not" in said
         assert "Traceback" not in said
     places = {"what was said": "\n".join(servers.said).encode()}

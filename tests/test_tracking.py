@@ -9,8 +9,10 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
-from pipeline import command, mirror, record, tracking
-from pipeline.command import PipelineError
+from pipeline import sync, tracking
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def list_custom_alone(project) -> None:
 
 def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project, monkeypatch):
     list_custom_alone(project)
-    mirror.main()
+    sync.main()
     assert {run.info.run_name for run in runs()} == {"custom-0", "published-base", "published-custom"}
     first = state()
 
@@ -150,11 +152,11 @@ def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project,
 
     with monkeypatch.context() as without:
         without.setattr(tracking, "_client", fail)
-        mirror.main()
+        sync.main()
     assert state() == first
     (project / "mlflow.db").unlink()
     tracking.retry()
-    mirror.main()
+    sync.main()
     assert len(runs()) == 3
 
 
@@ -214,10 +216,10 @@ def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
 
 def test_run_of_a_dead_process_is_ended_by_the_mirror_stage(log, project):
     list_custom_alone(project)
-    mirror.main()
+    sync.main()
     log.training |= {"status": "running", "record_id": "of a killed one"}
     tracking.mirror(log, live=True)
-    mirror.main()
+    sync.main()
     assert "RUNNING" not in [run.info.status for run in runs()]
 
 
@@ -276,7 +278,7 @@ def test_copies_inside_the_repository_share_its_store(monkeypatch):
     assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
-    copied = tracking.root() / ".workspaces/x/pipeline/tracking.py"
+    copied = tracking.root() / ".workspaces/x/pipeline/tracking/__init__.py"
     monkeypatch.setattr(tracking, "__file__", str(copied))
     assert tracking.root() in copied.parents
     assert tracking.root().joinpath("Makefile").exists()

@@ -13,8 +13,11 @@ import numpy as np
 import yaml
 from conftest import ROOT
 
-from pipeline import command, dataset, record, tracking, train
-from pipeline.command import PipelineError
+from pipeline import tracking, train
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
+from pipeline.training import dataset
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +112,7 @@ def test_interrupted_training_is_killed_not_running(project, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.loop.train", interrupt)
+    monkeypatch.setattr("pipeline.training.loop.train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_training(monkeypatch)
     assert mlflow_run()[1].info.status == "KILLED"
@@ -145,7 +148,7 @@ def test_missing_data_is_named_with_the_fix(project, monkeypatch):
 
 
 def test_gpu_without_one_is_an_error(project, monkeypatch):
-    from pipeline import device
+    from pipeline.system import device
 
     monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind=None: [])
     with pytest.raises(PipelineError, match=r"train\.device: received gpu, but TensorFlow sees no GPU"):
@@ -153,7 +156,7 @@ def test_gpu_without_one_is_an_error(project, monkeypatch):
 
 
 def test_float16_on_a_cpu_is_an_error():
-    from pipeline import device
+    from pipeline.system import device
 
     with pytest.raises(PipelineError, match="received float16"):
         device.resolve("cpu", "float16")

@@ -8,8 +8,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import command, params, workspace
-from pipeline.command import PipelineError
+from pipeline import workspace
+from pipeline.config import params
+from pipeline.system import command
+from pipeline.system.command import PipelineError
 
 
 def test_overlay_replaces_values_and_the_list_of_runs(tree):
@@ -123,6 +125,6 @@ def test_any_changes_are_refused_in_one_line_or_valid(changes):
 
 
 def test_name_that_is_no_text_is_printed_all_the_same():
-    code = "from pipeline import command; command.run(lambda: print('\\udcff'))"
+    code = "from pipeline.system import command; command.run(lambda: print('\\udcff'))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\\udcff\n", "")

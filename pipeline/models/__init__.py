@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
-from pipeline.command import PipelineError
+from pipeline.system.command import PipelineError
 
 if TYPE_CHECKING:
     import keras

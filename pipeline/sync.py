@@ -1,6 +1,9 @@
-"""Brings the MLflow store in step with the records on disk: `python -m pipeline.mirror`, the last stage."""
+"""Brings the MLflow store in step with the records on disk: `python -m pipeline.sync`, the last stage."""
 
-from pipeline import command, params, record, tracking
+from pipeline import tracking
+from pipeline.config import params
+from pipeline.records import record
+from pipeline.system import command
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import dataset, layers, optimizers
+from pipeline.training import dataset, layers, optimizers
 
 if TYPE_CHECKING:
-    from pipeline.params import Recipe
+    from pipeline.config.params import Recipe
 
 VALIDATION_BATCH = 500  # images
 

@@ -23,9 +23,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import command
-from pipeline import record as records
-from pipeline.record import Record
+from pipeline.records import record as records
+from pipeline.records.record import Record
+from pipeline.system import command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,8 +50,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it wo
 
 def root() -> Path:
     """The repository's folder, also from a copy inside it (`dvc exp run --temp`, `.workspaces/`): one store for all."""
-    here = Path(__file__).resolve().parents[1]
-    return next(folder for folder in reversed([here, *here.parents]) if (folder / "pipeline/tracking.py").exists())
+    here = Path(__file__).resolve().parents[2]
+    return next(
+        folder for folder in reversed([here, *here.parents]) if (folder / "pipeline/tracking/__init__.py").exists()
+    )
 
 
 def store_uri() -> str:
@@ -169,7 +171,7 @@ class Live:
         self._records.put(record.snapshot())
 
     def close(self, record: Record) -> None:
-        """Logs the record's end; returns after seconds if the store does not answer. The mirror stage completes it."""
+        """Logs the record's end; returns after seconds if the store does not answer. The sync stage completes it."""
         self._records.put(None)
         self._thread.join(LAST_WAIT)
         if not self._thread.is_alive():

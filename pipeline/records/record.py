@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.command import PipelineError, plain, shown
+from pipeline.system.command import PipelineError, plain, shown
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")

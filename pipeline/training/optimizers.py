@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from pipeline.params import Recipe
+    from pipeline.config.params import Recipe
 
 
 ADAM_SHARE = 0.25  # of the learning rate, in what Muon leaves to Adam

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import command, record
+from pipeline.records import record
+from pipeline.system import command
 
 KEPT = 2
 DIGEST_BYTES = 64

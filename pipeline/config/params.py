@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import command, models, record
-from pipeline.command import PipelineError, plain, shown
+from pipeline import models
+from pipeline.records import record
+from pipeline.system import command
+from pipeline.system.command import PipelineError, plain, shown
 
 TRAINING_IMAGES = 50_000
 TEST_IMAGES = 10_000

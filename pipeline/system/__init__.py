@@ -1,0 +1,1 @@
+"""How commands start and fail, on what device, and what a person sees meanwhile."""

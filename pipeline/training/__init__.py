@@ -1,0 +1,1 @@
+"""Everything that changes weights, but for the models."""
