@@ -5,7 +5,6 @@ and DVC's cache are shared with the repository, and so is the MLflow store.
 """
 
 import argparse
-import difflib
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import params
+from pipeline.config import overrides, params
 from pipeline.records import record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -40,11 +39,11 @@ def main() -> None:
         )
     tree = params.read().model_dump()
     if arguments.overlay:
-        replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
+        overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
     for setting in arguments.settings:
         key, _, value = setting.partition("=")
         if value:  # `mlflow run` hands every parameter on, also those that the user left at their empty default
-            set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), arguments.run)
+            overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), arguments.run)
     settings = params.check(tree, "params.yaml with these changes")
     if arguments.run:
         settings.check_run(arguments.run)
@@ -59,43 +58,6 @@ def main() -> None:
             reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # that of the first file
             raise PipelineError(f"{workspace} cannot be written: {reason}") from None
         sys.exit(reproduce(workspace, targets))
-
-
-def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
-    """Puts the values of `overlay` in the place of those of `tree`; `runs` as a whole, the list that is trained.
-
-    Raises:
-        PipelineError: a key of the overlay is not in the tree.
-    """
-    if not isinstance(overlay, dict):
-        raise PipelineError(f"{source}: received {command.shown(overlay)}; allowed: a mapping with keys of params.yaml")
-    for key, value in overlay.items():
-        if key not in tree:
-            close = difflib.get_close_matches(str(key), list(tree), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise PipelineError(f"{source}: unknown key {command.plain(key)}; allowed here: {', '.join(tree)}{hint}")
-        if isinstance(value, dict) and isinstance(tree[key], dict) and key != "runs":
-            replace(tree[key], value, source)
-        else:
-            tree[key] = value
-
-
-def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
-    """Sets one value. A key without a dot is a recipe's: of the run's recipe, or without a run of every recipe.
-
-    Raises:
-        PipelineError: there is no such key, or what was set before leaves no recipes to set it in.
-    """
-    if "." in key:
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        replace(tree, value, f"-S {command.plain(key)}")
-        return
-    params.check_values(tree, "params.yaml with these changes")
-    chosen = tree["runs"][run]["recipe"] if run in tree["runs"] else None
-    for recipe in tree["recipes"]:
-        if chosen in (None, recipe):
-            replace(tree["recipes"][recipe], {key: value}, f"-S {command.plain(key)}")
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:
