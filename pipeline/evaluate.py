@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cifar10 import CLASS_NAMES
 from pipeline.config import params
 from pipeline.records import record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.training.cifar10 import CLASS_NAMES, IMAGE_SHAPE
 
 if TYPE_CHECKING:
     import keras
@@ -104,7 +104,7 @@ def load_model(path: Path, run: str) -> keras.Model:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if path.exists() else "it is not there"
         raise PipelineError(f"{path} cannot be loaded ({reason:.200}): make it with `dvc repro train@{run}`") from None
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    if shapes != ((None, 32, 32, 3), (None, len(CLASS_NAMES))):
+    if shapes != ((None, *IMAGE_SHAPE), (None, len(CLASS_NAMES))):
         raise PipelineError(
             f"{path} is no model from images to classes: received the shapes {command.shown(shapes)}; "
             f"make it with `dvc repro train@{run}`"
@@ -188,7 +188,7 @@ def measure_speed(model: keras.Model) -> dict[str, float]:
 
 def _median_seconds(model: keras.Model, batch_size: int, calls: int) -> float:
     answer = _graph(model, batch_size)
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *IMAGE_SHAPE), np.uint8)
     seconds = []
     for _ in range(calls + ceil(calls / 10)):
         began = time.perf_counter()
@@ -201,7 +201,7 @@ def _graph(model: keras.Model, batch_size: int | None) -> Any:
     """The model as one graph call. Not `model.predict`, which compiles with XLA: many times slower on a CPU."""
     import tensorflow as tf
 
-    pixels = tf.TensorSpec((batch_size, 32, 32, 3), tf.uint8)
+    pixels = tf.TensorSpec((batch_size, *IMAGE_SHAPE), tf.uint8)
     return tf.function(lambda images: model(images, training=False), input_signature=[pixels])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline import cifar10
+from pipeline import sources
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 
@@ -36,15 +36,15 @@ def fetch(target: Path, local: str | None = None) -> None:
     Raises:
         PipelineError: no source has the files, or they cannot be written; none was.
     """
-    sources = cifar10.DOWNLOADS
+    candidates = sources.DOWNLOADS
     if local:
-        sources = {f"CIFAR10_SOURCE={local}": partial(cifar10.from_path, Path(os.path.expanduser(local)))}
+        candidates = {f"CIFAR10_SOURCE={local}": partial(sources.from_path, Path(os.path.expanduser(local)))}
     try:
-        if not cifar10.complete(target):
+        if not sources.complete(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _alone(target.parent):
-                if not cifar10.complete(target):  # another fetch may have been faster
-                    _fill(target, sources)
+                if not sources.complete(target):  # another fetch may have been faster
+                    _fill(target, candidates)
     except OSError as error:
         need = "; 0.5 GB is needed while fetching" if error.errno in DISK_FULL else ""
         raise PipelineError(f"{target} cannot be written: {error}{need}") from None
@@ -73,9 +73,9 @@ def _remove_stale(folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def _fill(target: Path, sources: dict[str, Callable[[Path], None]]) -> None:
+def _fill(target: Path, candidates: dict[str, Callable[[Path], None]]) -> None:
     reasons = []
-    for name, source in sources.items():
+    for name, source in candidates.items():
         print(f"fetching CIFAR-10 from {name}", flush=True)
         # Beside the target, so on its file system: each file appears there whole, by a rename.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent, ignore_cleanup_errors=True) as folder:
@@ -88,10 +88,10 @@ def _fill(target: Path, sources: dict[str, Callable[[Path], None]]) -> None:
                 reasons.append(f"\n  {name}: {getattr(inner, 'reason', error)}")
                 continue
             target.mkdir(exist_ok=True)
-            for file in cifar10.MD5S:
+            for file in sources.MD5S:
                 os.replace(Path(folder) / file, target / file)
             return
-    archive = Path(cifar10.ARCHIVE_URL).name
+    archive = Path(sources.ARCHIVE_URL).name
     raise PipelineError(
         f"CIFAR-10 could not be fetched{''.join(reasons)}\n"
         f"Set CIFAR10_SOURCE to a copy of {archive}, or to a folder with its .bin files; unset, they are downloaded."

@@ -13,7 +13,7 @@ import requests
 from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError
 
-from pipeline import cifar10, fetch
+from pipeline import fetch, sources
 from pipeline.system.command import PipelineError
 
 fork = multiprocessing.get_context("fork")  # the child inherits the made-up files, and starts at once
@@ -22,9 +22,9 @@ fork = multiprocessing.get_context("fork")  # the child inherits the made-up fil
 @pytest.fixture
 def files(monkeypatch):
     """Six files of 10 bytes, name -> bytes, in place of the published ones."""
-    files = {name: f"{number:010}".encode() for number, name in enumerate(cifar10.MD5S)}
-    monkeypatch.setattr(cifar10, "FILE_BYTES", 10)
-    monkeypatch.setattr(cifar10, "MD5S", {name: hashlib.md5(content).hexdigest() for name, content in files.items()})
+    files = {name: f"{number:010}".encode() for number, name in enumerate(sources.MD5S)}
+    monkeypatch.setattr(sources, "FILE_BYTES", 10)
+    monkeypatch.setattr(sources, "MD5S", {name: hashlib.md5(content).hexdigest() for name, content in files.items()})
     return files
 
 
@@ -34,11 +34,11 @@ def target(tmp_path):
 
 
 @pytest.fixture
-def sources(monkeypatch):
+def downloads(monkeypatch):
     """Puts functions in place of the downloads."""
 
     def use(*functions):
-        monkeypatch.setattr(cifar10, "DOWNLOADS", {function.__name__: function for function in functions})
+        monkeypatch.setattr(sources, "DOWNLOADS", {function.__name__: function for function in functions})
 
     return use
 
@@ -81,20 +81,20 @@ def eventually(condition):
 
 
 class TestSources:
-    def test_first_that_works(self, files, target, sources):
-        sources(failing, giving(files), forbidden)
+    def test_first_that_works(self, files, target, downloads):
+        downloads(failing, giving(files), forbidden)
         fetch.fetch(target)
         assert read(target) == files
         assert left_over(target) == {"cifar10"}
 
-    def test_local_copy_is_the_only_source_where_it_is_named(self, files, target, sources, tmp_path):
-        sources(forbidden)
+    def test_local_copy_is_the_only_source_where_it_is_named(self, files, target, downloads, tmp_path):
+        downloads(forbidden)
         write(tmp_path / "local", files)
         fetch.fetch(target, str(tmp_path / "local"))
         assert read(target) == files
 
-    def test_local_copy_that_is_not_there_is_named_and_not_downloaded(self, files, target, sources, tmp_path):
-        sources(forbidden)
+    def test_local_copy_that_is_not_there_is_named_and_not_downloaded(self, files, target, downloads, tmp_path):
+        downloads(forbidden)
         with pytest.raises(PipelineError, match=rf"CIFAR10_SOURCE={tmp_path}/none: it does not exist"):
             fetch.fetch(target, f"{tmp_path}/none")
 
@@ -104,17 +104,17 @@ class TestSources:
         fetch.fetch(target, "~/local")
         assert read(target) == files
 
-    def test_empty_variable_is_none(self, files, target, sources):
-        sources(giving(files))
+    def test_empty_variable_is_none(self, files, target, downloads):
+        downloads(giving(files))
         fetch.fetch(target, "")
         assert read(target) == files
 
-    def test_none_works(self, files, target, sources):
+    def test_none_works(self, files, target, downloads):
         def refused(folder):
             nobody = MaxRetryError(HTTPConnectionPool("host"), "/", OSError("connection refused"))
             raise requests.exceptions.ConnectionError(nobody)
 
-        sources(failing, refused)
+        downloads(failing, refused)
         with pytest.raises(PipelineError) as error:
             fetch.fetch(target)
         lines = str(error.value).splitlines()
@@ -124,15 +124,15 @@ class TestSources:
 
 
 class TestTarget:
-    def test_verified_files_are_used(self, files, target, sources):
-        sources(forbidden)
+    def test_verified_files_are_used(self, files, target, downloads):
+        downloads(forbidden)
         write(target, files)
         fetch.fetch(target, "/no/such/copy")
         assert read(target) == files
         assert list(target.parent.iterdir()) == [target]  # no lock either: it may be read-only
 
-    def test_damaged_file_is_fetched_again_and_others_stay(self, files, target, sources):
-        sources(giving(files))
+    def test_damaged_file_is_fetched_again_and_others_stay(self, files, target, downloads):
+        downloads(giving(files))
         write(target, files | {"test_batch.bin": b"0123456789", "mine.txt": b"mine"})
         fetch.fetch(target)
         assert read(target) == files | {"mine.txt": b"mine"}
@@ -144,44 +144,44 @@ class TestTarget:
         assert left_over(target) == set()
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-    def test_full_disk(self, files, target, sources, code):
+    def test_full_disk(self, files, target, downloads, code):
         def filling(folder):
             (folder / "part").write_bytes(b"half")
             raise OSError(code, os.strerror(code))
 
-        sources(filling, forbidden)
+        downloads(filling, forbidden)
         with pytest.raises(PipelineError, match=r"cannot be written: .*; 0\.5 GB is needed"):
             fetch.fetch(target)
         assert left_over(target) == set()
 
-    def test_file_in_place_of_the_folder(self, files, target, sources):
-        sources(giving(files))
+    def test_file_in_place_of_the_folder(self, files, target, downloads):
+        downloads(giving(files))
         target.parent.parent.joinpath("data").write_text("a file")
         with pytest.raises(PipelineError, match="cannot be written"):
             fetch.fetch(target)
 
 
 class TestKilled:
-    def test_while_downloading(self, files, target, sources):
+    def test_while_downloading(self, files, target, downloads):
         def hanging(folder):
             write(folder, dict(list(files.items())[:3]))
             (folder / "data_batch_4.bin").write_bytes(b"half")
             time.sleep(60)
 
-        sources(hanging)
+        downloads(hanging)
         process = fork.Process(target=fetch.fetch, args=(target,))
         process.start()
         eventually(lambda: list(target.parent.glob(".fetch-*/data_batch_4.bin")))
         process.kill()
         process.join()
         assert not target.exists()
-        sources(giving(files))
+        downloads(giving(files))
         fetch.fetch(target)
         assert read(target) == files
         assert left_over(target) == {"cifar10"}
 
-    def test_while_moving(self, files, target, sources, monkeypatch):
-        sources(giving(files))
+    def test_while_moving(self, files, target, downloads, monkeypatch):
+        downloads(giving(files))
         replace, moved = os.replace, []
 
         def move_three(*paths):
@@ -201,7 +201,7 @@ class TestKilled:
         assert left_over(target) == {"cifar10"}
 
 
-def test_two_side_by_side_download_once(files, target, sources, tmp_path):
+def test_two_side_by_side_download_once(files, target, downloads, tmp_path):
     asked = tmp_path / "asked"
     asked.mkdir()
 
@@ -210,7 +210,7 @@ def test_two_side_by_side_download_once(files, target, sources, tmp_path):
         time.sleep(0.2)
         write(folder, files)
 
-    sources(slow)
+    downloads(slow)
     processes = [fork.Process(target=fetch.fetch, args=(target,)) for _ in range(2)]
     for process in processes:
         process.start()

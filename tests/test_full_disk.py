@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import cifar10, compare, fetch, sync, tracking, train, workspace
+from pipeline import compare, fetch, sources, sync, tracking, train, workspace
 from pipeline.records import record
 from pipeline.system import command
 
@@ -86,12 +86,12 @@ class TestFetch:
         """Six files of 40 records, 0.7 MB, in place of the published ones; data/cifar10 is fetched into the cwd."""
         (tmp_path / "source").mkdir()
         md5s = {}
-        for number, name in enumerate(cifar10.MD5S):
+        for number, name in enumerate(sources.MD5S):
             content = np.random.default_rng(number).integers(0, 10, 40 * 3073, np.uint8).tobytes()
             (tmp_path / "source" / name).write_bytes(content)
             md5s[name] = hashlib.md5(content).hexdigest()
-        monkeypatch.setattr(cifar10, "FILE_BYTES", 40 * 3073)
-        monkeypatch.setattr(cifar10, "MD5S", md5s)
+        monkeypatch.setattr(sources, "FILE_BYTES", 40 * 3073)
+        monkeypatch.setattr(sources, "MD5S", md5s)
         monkeypatch.chdir(tmp_path)
         return tmp_path / "source"
 
@@ -103,14 +103,14 @@ class TestFetch:
         assert names(Path("data")) <= {".fetch.lock"}
         disk.resize("8m")
         fetch.main()
-        assert cifar10.complete(Path("data/cifar10"))
+        assert sources.complete(Path("data/cifar10"))
 
     def test_records_do_not_fit(self, source, disk, monkeypatch):
         monkeypatch.setenv("CIFAR10_SOURCE", str(source))
         self.check(disk(Path("data"), "512k"))
 
     def test_archive_does_not_fit(self, source, disk, monkeypatch):
-        subprocess.run(["tar", "czf", source / "cifar-10-binary.tar.gz", "-C", source, *cifar10.MD5S], check=True)
+        subprocess.run(["tar", "czf", source / "cifar-10-binary.tar.gz", "-C", source, *sources.MD5S], check=True)
         archive = source / "cifar-10-binary.tar.gz"
         handler = partial(http.server.SimpleHTTPRequestHandler, directory=source)
         monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
@@ -118,9 +118,9 @@ class TestFetch:
         monkeypatch.setenv("NO_PROXY", "*")
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-            monkeypatch.setattr(cifar10, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-            monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-            monkeypatch.setattr(cifar10, "DOWNLOADS", {"the archive": cifar10.from_url})
+            monkeypatch.setattr(sources, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+            monkeypatch.setattr(sources, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+            monkeypatch.setattr(sources, "DOWNLOADS", {"the archive": sources.from_url})
             self.check(disk(Path("data"), "64k"))
             server.shutdown()
 

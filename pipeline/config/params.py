@@ -14,9 +14,8 @@ from pipeline import models
 from pipeline.records import record
 from pipeline.system import command
 from pipeline.system.command import PipelineError, plain, shown
+from pipeline.training.cifar10 import TEST_IMAGES, TRAIN_IMAGES
 
-TRAINING_IMAGES = 50_000
-TEST_IMAGES = 10_000
 MOST_BYTES = 1_000_000  # of a params file: thousands of runs
 
 
@@ -53,15 +52,15 @@ class Section(BaseModel):
 class Data(Section):
     """How many images each split has and how the hold-out is drawn."""
 
-    train_images: int = _whole(10, TRAINING_IMAGES, multiple_of=10)
-    val_images: int = _whole(10, TRAINING_IMAGES, multiple_of=10)
+    train_images: int = _whole(10, TRAIN_IMAGES, multiple_of=10)
+    val_images: int = _whole(10, TRAIN_IMAGES, multiple_of=10)
     test_images: int = _whole(10, TEST_IMAGES, multiple_of=10)
     split_seed: int = _whole(0, 2**31 - 1)
 
     @property
     def comparable(self) -> bool:
         """Whether results may stand beside the published figures: all images are used."""
-        return self.train_images + self.val_images == TRAINING_IMAGES and self.test_images == TEST_IMAGES
+        return self.train_images + self.val_images == TRAIN_IMAGES and self.test_images == TEST_IMAGES
 
 
 class Train(Section):
@@ -201,10 +200,10 @@ def check_values(tree: Any, source: str) -> Params:
 
 def _contradiction(params: Params) -> str | None:
     data = params.data
-    if data.train_images + data.val_images > TRAINING_IMAGES:
+    if data.train_images + data.val_images > TRAIN_IMAGES:
         return (
             f"data.train_images + data.val_images: received {data.train_images} + {data.val_images}; "
-            f"allowed: at most {TRAINING_IMAGES} together"
+            f"allowed: at most {TRAIN_IMAGES} together"
         )
     for name, recipe in params.recipes.items():
         if recipe.model not in models.names():

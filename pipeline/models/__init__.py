@@ -10,6 +10,7 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 from pipeline.system.command import PipelineError
+from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +54,7 @@ def pixels() -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """
     import keras
 
-    inputs = keras.Input((32, 32, 3), dtype="uint8", name="pixels")
+    inputs = keras.Input(IMAGE_SHAPE, dtype="uint8", name="pixels")
     variance = [deviation**2 for deviation in STANDARD_DEVIATION]
     # Given as constants, the statistics are part of the layer's configuration: no weights, no parameters.
     return inputs, keras.layers.Normalization(mean=MEAN, variance=variance, name="normalised")(inputs)
@@ -68,9 +69,9 @@ def _fault(model: keras.Model) -> str | None:
     if not isinstance(model, keras.Model) or [len(tensors) for tensors in ends] != [1, 1]:
         return f"{type(model).__name__}: return a functional or Sequential keras.Model with one input and one output"
     (pixel,), (output,) = ends
-    if pixel.shape != (None, 32, 32, 3) or pixel.dtype != "uint8":
+    if pixel.shape != (None, *IMAGE_SHAPE) or pixel.dtype != "uint8":
         return f"the input {pixel.shape} {pixel.dtype}, not (None, 32, 32, 3) uint8: begin with `inputs, x = pixels()`"
-    if output.shape != (None, 10) or output.dtype != "float32":
+    if output.shape != (None, NUM_CLASSES) or output.dtype != "float32":
         return f"the output {output.shape} {output.dtype}, not (None, 10) float32: end with one value a class"
     # The trainer takes the softmax off and trains on logits, so it must find it.
     last = output._keras_history.operation

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.system.command import PipelineError, plain, shown
+from pipeline.training.cifar10 import FILE_BYTES
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
@@ -33,7 +34,6 @@ EVALUATION_FILES = (
 )
 NOT_COMPARABLE = "quick: not comparable with the published figures"
 MOST_BYTES = 10_000_000  # of a small file: 1,000 epochs are 0.2 MB
-MOST_DATA_BYTES = 30_730_000  # of a file of CIFAR-10
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Measure = Annotated[float, Field(ge=0, le=1e15)]
@@ -247,8 +247,8 @@ def evaluation_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def check_data() -> None:
     """Raises OSError if what lies in data/cifar10 must not be read: a pipe never ends, a huge file fills the memory."""
     for path in DATA.glob("*.bin"):
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_DATA_BYTES):
-            raise OSError(f"{path} is no regular file of at most {MOST_DATA_BYTES:,} bytes")
+        if path.exists() and not (path.is_file() and path.stat().st_size <= FILE_BYTES):
+            raise OSError(f"{path} is no regular file of at most {FILE_BYTES:,} bytes")
 
 
 def sha256(path: Path) -> str:

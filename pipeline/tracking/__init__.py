@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.records import record as records
 from pipeline.records.record import Record
 from pipeline.system import command
+from pipeline.training import cifar10
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -445,7 +446,7 @@ def _log_inputs(run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
     from mlflow.exceptions import MlflowException
 
-    from pipeline.cifar10 import ARCHIVE_URL
+    from pipeline.sources import ARCHIVE_URL
 
     training = record.training
     _client().log_batch(run_id, params=[Param(key, value) for key, value in _params(record).items()])
@@ -478,7 +479,7 @@ def _log_model(experiment: str, run_id: str, record: Record) -> None:
     for broken in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(broken.model_id)
     logged = client.create_logged_model(experiment, "model", run_id, params=_params(record))
-    example = np.zeros((1, 32, 32, 3), np.uint8)
+    example = np.zeros((1, *cifar10.IMAGE_SHAPE), np.uint8)
     mlflow.set_tracking_uri(store_uri())
     keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar
     with tempfile.TemporaryDirectory() as folder:
@@ -486,7 +487,7 @@ def _log_model(experiment: str, run_id: str, record: Record) -> None:
             keras.saving.load_model(record.model_file, compile=False),
             f"{folder}/model",
             mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-            signature=infer_signature(example, np.zeros((1, 10), np.float32)),
+            signature=infer_signature(example, np.zeros((1, cifar10.NUM_CLASSES), np.float32)),
             input_example=example,
             pip_requirements=[f"{name}=={environment[name]}" for name in ("tensorflow", "keras", "mlflow")],
         )

@@ -6,11 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-SIDE = 32  # pixels
-CLASSES = 10
-RECORD_BYTES = 1 + 3 * SIDE * SIDE  # one label, then the red, the green and the blue plane, row by row
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILES = ("test_batch.bin",)
+from pipeline.training.cifar10 import NUM_CLASSES, RECORD_BYTES, SIDE, TEST_FILES, TRAIN_FILES
 
 
 class Split(NamedTuple):
@@ -32,8 +28,10 @@ def read_records(folder: str | Path, files: tuple[str, ...]) -> Split:
         if raw.size == 0 or raw.size % RECORD_BYTES:
             raise ValueError(f"{Path(folder) / name} has {raw.size} bytes, not a multiple of {RECORD_BYTES}")
         records = raw.reshape(-1, RECORD_BYTES)
-        if records[:, 0].max() >= CLASSES:
-            raise ValueError(f"{Path(folder) / name} has a label {records[:, 0].max()}; labels are 0 to {CLASSES - 1}")
+        if records[:, 0].max() >= NUM_CLASSES:
+            raise ValueError(
+                f"{Path(folder) / name} has a label {records[:, 0].max()}; labels are 0 to {NUM_CLASSES - 1}"
+            )
         labels.append(records[:, 0].astype(np.int32))
         images.append(records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
     return Split(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
@@ -49,8 +47,8 @@ def read_train_val(folder: str | Path, train_images: int, val_images: int, split
     """
     whole = read_records(folder, TRAIN_FILES)
     ranks = _rank_within_class(whole.labels, split_seed)
-    val_rank, train_rank = val_images // CLASSES, train_images // CLASSES
-    if np.bincount(whole.labels, minlength=CLASSES).min() < val_rank + train_rank:
+    val_rank, train_rank = val_images // NUM_CLASSES, train_images // NUM_CLASSES
+    if np.bincount(whole.labels, minlength=NUM_CLASSES).min() < val_rank + train_rank:
         raise ValueError(f"{folder} has too few images for {train_images} training and {val_images} validation images")
     is_val = ranks < val_rank
     is_train = ~is_val & (ranks < val_rank + train_rank)
@@ -63,16 +61,16 @@ def read_train_val(folder: str | Path, train_images: int, val_images: int, split
 def read_test(folder: str | Path, test_images: int, split_seed: int) -> Split:
     """The test split, or a class-balanced part of it. Only evaluate may call this. Raises as `read_train_val`."""
     whole = read_records(folder, TEST_FILES)
-    if np.bincount(whole.labels, minlength=CLASSES).min() < test_images // CLASSES:
+    if np.bincount(whole.labels, minlength=NUM_CLASSES).min() < test_images // NUM_CLASSES:
         raise ValueError(f"{folder} has too few images for {test_images} test images")
-    chosen = _rank_within_class(whole.labels, split_seed) < test_images // CLASSES
+    chosen = _rank_within_class(whole.labels, split_seed) < test_images // NUM_CLASSES
     return Split(whole.images[chosen], whole.labels[chosen])
 
 
 def _rank_within_class(labels: np.ndarray, split_seed: int) -> np.ndarray:
     """Each image's place, from 0, in a random order of its class."""
     ranks = np.empty(len(labels), np.int64)
-    for label in range(CLASSES):
+    for label in range(NUM_CLASSES):
         members = np.flatnonzero(labels == label)
         ranks[np.random.default_rng([split_seed, label]).permutation(members)] = np.arange(len(members))
     return ranks

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.training import dataset, layers, optimizers
+from pipeline.training import cifar10, dataset, layers, optimizers
 
 if TYPE_CHECKING:
     from pipeline.config.params import Recipe
@@ -153,11 +153,11 @@ def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strateg
         # Seeds are pairs: places within a step are told apart by adding to both (layers.py, dataset.py).
         count = tf.cast((epoch - 1) * steps + step_in_epoch, tf.int64) * replicas + tf.cast(replica, tf.int64)
         noise = tf.stack([tf.constant(seed, tf.int64), count * 4096])
-        batch = tf.reshape(tf.gather(images, places), [share, dataset.SIDE, dataset.SIDE, 3])
+        batch = tf.reshape(tf.gather(images, places), [share, *cifar10.IMAGE_SHAPE])
         batch = dataset.augment(batch, places, epoch, noise + 2048, recipe.flip, recipe.crop_pixels)
         answers = tf.gather(labels, places)
-        targets = tf.one_hot(answers, dataset.CLASSES)
-        targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / dataset.CLASSES
+        targets = tf.one_hot(answers, cifar10.NUM_CLASSES)
+        targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / cifar10.NUM_CLASSES
         with tf.GradientTape() as tape, layers.noise(noise):
             logits = fast(batch, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)

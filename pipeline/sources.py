@@ -1,4 +1,4 @@
-"""CIFAR-10 as its published binary records: their layout and MD5s, and the sources that hold them.
+"""Where CIFAR-10's binary files come from, and their published checksums.
 
 A source is a function that leaves the six files in an empty folder, which is also its workplace, or raises a
 PipelineError or an OSError. Every file goes through `save`: one that is there has the published MD5.
@@ -27,20 +27,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.system.command import PipelineError
+from pipeline.training.cifar10 import FILE_BYTES, RECORDS_PER_FILE, SIDE, TEST_FILES, TRAIN_FILES
 
-# Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and its data set's web page.
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # label order
-RECORDS_PER_FILE = 10_000
-RECORD_BYTES = 1 + 3 * 32 * 32  # one label, then the red, the green and the blue plane, row by row
-FILE_BYTES = RECORDS_PER_FILE * RECORD_BYTES
-MD5S = {
-    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-}
+MD5S = dict(
+    zip(
+        (*TRAIN_FILES, *TEST_FILES),
+        (
+            "5dd7e06a14cb22eb9f671a540d1b7c25",
+            "5ea93a67294ea407fff1d09f752e9692",
+            "942cd6a4bcdd0dd3c604fbe906cb4421",
+            "ae636b3ba5c66a11e91e8cb52e771fcb",
+            "53f37980c15c3d472c316c40844f3f0d",
+            "803d5f7f4d78ea53de84dbe85f74fb6d",
+        ),
+        strict=True,
+    )
+)
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # 170,052,171 bytes
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -131,8 +133,10 @@ def records_from_png(png: bytes, labels: list[int]) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-            if picture.mode != "RGB" or picture.size != (1024, len(labels)):
-                raise PipelineError(f"a picture is {picture.mode} of {picture.size}, not RGB of {(1024, len(labels))}")
+            if picture.mode != "RGB" or picture.size != (SIDE * SIDE, len(labels)):
+                raise PipelineError(
+                    f"a picture is {picture.mode} of {picture.size}, not RGB of {(SIDE * SIDE, len(labels))}"
+                )
             pixels = np.asarray(picture)  # [n, 1024, 3]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PipelineError(f"a picture cannot be read: {error}") from None
