@@ -1,20 +1,18 @@
-"""Trains one run of params.yaml: `python -m pipeline.train RUN`. Reads, wires, writes; the loop is in loop.py."""
+"""Trains one run of params.yaml: `python -m pipeline.train RUN`. Reads, wires, records; training/loop.py loops."""
 
 import argparse
-import hashlib
+import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-import zipfile
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
 from pipeline.config import params
-from pipeline.records import checkpoint, record
+from pipeline.records import checkpoint, fingerprint, keras_file, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 
@@ -22,9 +20,11 @@ if TYPE_CHECKING:
     import keras
 
     from pipeline.system.device import Device
+    from pipeline.system.progress import TrainingProgress
+    from pipeline.training import loop
     from pipeline.training.dataset import Split
 
-PATIENCE = 60.0  # seconds, for a training to end whose DVC is gone
+TIMEOUT = 60.0  # seconds, for a training process to end whose DVC is gone
 OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
@@ -33,147 +33,178 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.train", description=__doc__)
     parser.add_argument("run", help="a run of params.yaml")
     run = parser.parse_args().run
-    settings = params.read()
-    settings.check_run(run)
-    recipe = settings.recipe_of(run)
+    config = params.read()
+    config.check_run(run)
+    recipe = config.recipe_of(run)
 
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
     command.end_with_dvc()
     command.import_tensorflow()
     from pipeline.system import device
 
-    machine = device.resolve(settings.train.device, recipe.precision, settings.train.xla)
+    machine = device.resolve(config.train.device, recipe.precision, config.train.xla)
     busy = f"{run} is being trained by another process; wait for it or end it"
-    with command.alone(record.CHECKPOINTS / run, busy, PATIENCE):  # it may be one whose DVC was killed
-        train(run, settings, machine)
+    with command.alone(record.CHECKPOINTS / run, busy, TIMEOUT):  # it may be one whose DVC was killed
+        train(run, config, machine)
 
 
-def train(run: str, settings: params.Params, machine: "Device") -> None:
-    """Trains a run, from its last finished epoch on, and leaves its record, and its MLflow run, ended whatever happens.
+def train(run: str, config: params.Params, machine: "Device") -> None:
+    """Trains a run, resuming after its last finished epoch, and leaves its record and its MLflow run, however it ends.
 
     Raises:
         PipelineError: the data is missing or damaged, the model cannot be trained, the loss is not finite, or the
             results cannot be written.
     """
-    import tensorflow as tf
-
     from pipeline import models
     from pipeline.evaluation import geometry
     from pipeline.system.progress import TrainingProgress
-    from pipeline.training import dataset, layers, loop
+    from pipeline.training import loop
 
-    recipe, seed = settings.recipe_of(run), settings.runs[run].seed
-    try:
-        record.check_data()
-        train_split, val_split = dataset.read_train_val(
-            record.DATA, **settings.data.model_dump(exclude={"test_images"})
-        )
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
+    recipe = config.recipe_of(run)
+    train_split, val_split = read_splits(config.data)
     model = models.build(recipe.model)
-    data = data_hash(train_split, val_split)
-    identity = {**settings.flat(run), "data_hash": data, **machine.determines(), **code_hashes(recipe.model)}
-    checkpoints = record.CHECKPOINTS / run
-    found, notes = checkpoint.newest(checkpoints, identity)
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
-    if found:
-        log = record.resume(run, found.training, found.history)
-    else:
-        log = record.begin(
-            run,
-            settings.runs[run].recipe,
-            settings.flat(run),
-            settings.data.comparable,
-            environment(machine, data),
-        )
-
-    def keep(state: loop.State | None) -> None:
-        """A full disk is no reason to end: the training is worth more than this epoch's checkpoint."""
-        try:
-            log.save_training()
-            values = state.values if state else []
-            checkpoint.write(checkpoints, checkpoint.Checkpoint(identity, log.training, log.history, values))
-        except OSError as error:
-            print(f"warning: epoch {len(log.history)} is not on disk ({error}); the training goes on", file=sys.stderr)
-
-    if not found:
-        keep(None)  # killed before its first epoch ends, it goes on in the same MLflow run
+    data_hash = fingerprint.hash_data(train_split, val_split)
+    mark = fingerprint.fingerprint(config, run, machine, data_hash)
+    log, state = begin_or_resume(run, config, mark, environment(machine, data_hash))
     live = tracking.Live(log, {"geometry.json": json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)})
     progress = TrainingProgress(
         f"{run}: {model.count_params():,} parameters, {recipe.epochs} epochs of {len(train_split.labels):,} images, "
         f"{machine.name} ({machine.threads} threads), {machine.precision}"
-        + (f"; goes on after epoch {found.epoch}" if found and found.epoch else ""),
+        + (f"; resumes after epoch {state.epoch}" if state else ""),
         recipe.epochs,
     )
-    epoch_began = time.monotonic()
+    with recorded_end(log, live), one_line_errors(run, config.runs[run].recipe), progress:
+        loop.train(
+            model,
+            recipe,
+            config.runs[run].seed,
+            train_split,
+            val_split,
+            machine.policy,
+            machine.strategy,
+            machine.xla,
+            state,
+            progress.steps,
+            EpochRecorder(model, log, mark, progress, live),
+        )
+        keras_file.save(model, log.model_file)
+    checkpoint.clear(record.CHECKPOINTS / run)
 
-    def on_epoch(epoch: loop.Epoch, state: loop.State) -> None:
-        nonlocal epoch_began
-        seconds = time.monotonic() - epoch_began
-        epoch_began = time.monotonic()
-        log.add_epoch(epoch.figures(), seconds, epoch.images_per_second)
-        keep(state)
-        progress.epoch(epoch.figures(), seconds, epoch.images_per_second)
-        live.update(log)
 
-    status = "failed"
+def read_splits(data: params.Data) -> tuple["Split", "Split"]:
+    """Training and validation split. Raises PipelineError if the data is missing or damaged."""
+    from pipeline.training import dataset
+
     try:
-        with progress:
-            loop.train(
-                model,
-                recipe,
-                seed,
-                train_split,
-                val_split,
-                machine.policy,
-                machine.strategy,
-                machine.xla,
-                loop.State(found.epoch, found.values) if found and found.epoch else None,
-                progress.steps,
-                on_epoch,
-            )
-        save(model, log.model_file)
+        record.check_data()
+        return dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
+
+
+def begin_or_resume(
+    run: str, config: params.Params, mark: dict[str, Any], environment: dict[str, Any]
+) -> tuple[record.Record, "loop.State | None"]:
+    """The run's record and the state to resume from: those of its newest checkpoint, else a new record and None."""
+    from pipeline.training import loop
+
+    found, notes = checkpoint.newest(record.CHECKPOINTS / run, mark)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if found:
+        log = record.resume(run, found.training, found.history)
+        return log, loop.State(found.epoch, found.values) if found.epoch else None
+    log = record.begin(run, config.runs[run].recipe, config.flat(run), config.data.comparable, environment)
+    write_checkpoint(log, mark, [])  # killed before its first epoch ends, it resumes in the same MLflow run
+    return log, None
+
+
+def write_checkpoint(log: record.Record, mark: dict[str, Any], values: list) -> None:
+    """Writes the record so far and a checkpoint of it. If the disk is full, warns and continues without them."""
+    try:
+        log.save_training()
+        snapshot = checkpoint.Checkpoint(mark, log.training, log.history, values)
+        checkpoint.write(record.CHECKPOINTS / log.run, snapshot)
+    except OSError as error:
+        print(f"warning: epoch {len(log.history)} is not on disk ({error}); training continues", file=sys.stderr)
+
+
+class EpochRecorder:
+    """Takes each finished epoch to the record on disk, a checkpoint, the terminal and MLflow."""
+
+    def __init__(
+        self,
+        model: "keras.Model",
+        log: record.Record,
+        mark: dict[str, Any],
+        progress: "TrainingProgress",
+        live: tracking.Live,
+    ):
+        self._model, self._log, self._mark, self._progress, self._live = model, log, mark, progress, live
+        self._epoch_began = time.monotonic()
+
+    def __call__(self, epoch: "loop.Epoch", state: "loop.State") -> None:
+        """Records the epoch whose weights the model holds."""
+        from pipeline.training import loop
+
+        seconds = time.monotonic() - self._epoch_began
+        self._epoch_began = time.monotonic()
+        metrics = epoch.figures()
+        self._log.add_epoch(metrics, seconds, epoch.images_per_second, loop.digest(self._model))
+        write_checkpoint(self._log, self._mark, state.values)
+        self._progress.epoch(metrics, seconds, epoch.images_per_second)
+        self._live.update(self._log)
+
+
+@contextlib.contextmanager
+def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
+    """Records how the training run ended, and why if it did not finish, on disk and in MLflow."""
+    status, reason = "failed", ""
+    try:
+        yield
         status = "finished"
+    except KeyboardInterrupt:
+        status, reason = "killed", "interrupted by Ctrl-C"
+        raise
+    except SystemExit:  # what SIGTERM becomes
+        status, reason = "killed", "ended by SIGTERM"
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise
+    finally:
+        try:
+            log.end(status, reason)
+        finally:
+            live.close(log)
+
+
+@contextlib.contextmanager
+def one_line_errors(run: str, recipe: str) -> Iterator[None]:
+    """Turns what may end a training run into a PipelineError that names the fix."""
+    import tensorflow as tf
+
+    from pipeline.training import layers
+
+    try:
+        yield
     except FloatingPointError as error:
-        raise PipelineError(f"{run}: {error}; lower recipes.{settings.runs[run].recipe}.learning_rate") from None
+        raise PipelineError(f"{run}: {error}; lower recipes.{recipe}.learning_rate") from None
     except layers.UntrainableError as error:
         raise PipelineError(f"{run}: {error}") from None
     except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
         reason = " ".join(error.message.split())[:300]
         raise PipelineError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
     except OSError as error:
-        raise PipelineError(f"{run}: {error}; `dvc repro` goes on after the last finished epoch") from None
-    except (KeyboardInterrupt, SystemExit):
-        status = "killed"
-        raise
-    finally:
-        try:
-            log.end(status)
-        finally:
-            live.close(log)
-    checkpoint.clear(checkpoints)
-
-
-def code_hashes(model: str) -> dict[str, str]:
-    """Of the files that change weights, the same that dvc.yaml lists: `code <file>` -> digest."""
-    folder = Path(__file__).parent
-    files = [*sorted(folder.glob("training/*.py")), folder / "models/__init__.py", folder / f"models/{model}.py"]
-    return {f"code {file.relative_to(folder)}": record.sha256(file)[:16] for file in files}
+        raise PipelineError(f"{run}: {error}; `dvc repro` resumes after the last finished epoch") from None
 
 
 def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
-    """What a training ran on and from: never equal between machines, so kept apart from history and metrics."""
+    """What a training run ran on and from: never equal between machines, so kept apart from history and metrics."""
     from pipeline.system import device
 
     experiment = {"dvc_experiment": os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
-    return {
-        **commit(),
-        **experiment,
-        "data_hash": data_hash,
-        **machine.determines(),
-        **device.versions(),
-    }
+    return {**commit(), **experiment, "data_hash": data_hash, **machine.fingerprint(), **device.versions()}
 
 
 def commit() -> dict[str, Any]:
@@ -190,49 +221,6 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed) or committed != params.parse("params.yaml")}
     except (OSError, subprocess.CalledProcessError, PipelineError):
         return {"commit": "none", "dirty": True}
-
-
-def data_hash(*splits: "Split") -> str:
-    """Names exactly these images and labels, in this order."""
-    sha = hashlib.sha256()
-    for split in splits:
-        for array in split:
-            sha.update(array.tobytes())
-    return sha.hexdigest()[:32]
-
-
-def save(model: "keras.Model", path: Path) -> None:
-    """Saves a model whole or not at all, and so that equal weights give equal bytes.
-
-    A `.keras` file is a zip whose metadata and entries carry the time of writing, which is set to a constant.
-    """
-    import keras
-
-    written, partial = path.with_name(".written.keras"), path.with_name(f".{path.name}.partial")
-    try:
-        keras.saving.save_model(model, written)
-        with zipfile.ZipFile(written) as source, zipfile.ZipFile(partial, "w") as target:
-            for name in source.namelist():
-                content = source.read(name)
-                if name == "metadata.json":
-                    content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
-                if name == "config.json":
-                    content = _with_counted_ids(content)
-                target.writestr(zipfile.ZipInfo(name), content)
-        os.replace(partial, path)
-    finally:
-        written.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
-
-
-def _with_counted_ids(configuration: bytes) -> bytes:
-    """Keras numbers objects that layers share by their address in memory; here they are counted from 0."""
-    counted: dict[bytes, int] = {}
-
-    def count(found: re.Match) -> bytes:
-        return b'"shared_object_id": %d' % counted.setdefault(found[1], len(counted))
-
-    return re.sub(rb'"shared_object_id": (\d+)', count, configuration)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.records import checkpoint
 from pipeline.records.checkpoint import Checkpoint, DamagedError
 
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-IDENTITY = {"recipe": "custom", "learning_rate": 0.1, "comparable": True, "code": "1a2b"}
+FINGERPRINT = {"recipe": "custom", "learning_rate": 0.1, "comparable": True, "code": "1a2b"}
 TRAINING = {
     "record_id": "0" * 32,
     "run": "custom-0",
@@ -36,9 +36,9 @@ TRAINING = {
 VALUES = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 
 
-def at(epoch, identity=IDENTITY):
+def at(epoch, fingerprint=FINGERPRINT):
     figures = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
-    return Checkpoint(identity, TRAINING, [{"epoch": number, **figures} for number in range(1, epoch + 1)], VALUES)
+    return Checkpoint(fingerprint, TRAINING, [{"epoch": number, **figures} for number in range(1, epoch + 1)], VALUES)
 
 
 def signed(body):
@@ -76,7 +76,7 @@ def objects():
     return array.getvalue()
 
 
-HEADER = {"identity": IDENTITY, "training": TRAINING, "history": at(2).history}
+HEADER = {"fingerprint": FINGERPRINT, "training": TRAINING, "history": at(2).history}
 HOSTILE = {
     "empty": b"",
     "only a digest": b"0" * 64,
@@ -101,7 +101,7 @@ HOSTILE = {
     "a header of text": signed(npz("text")),
     "a deep header": signed(npz(header=np.frombuffer(b"[" * 200_000, np.uint8))),
     "a header of numbers": signed(npz(header=VALUES[0])),
-    "an identity that is a list": signed(npz(HEADER | {"identity": []})),
+    "an fingerprint that is a list": signed(npz(HEADER | {"fingerprint": []})),
     "a training that is a list": signed(npz(HEADER | {"training": []})),
     "a training without a status": signed(npz(HEADER | {"training": {"run": "custom-0"}})),
     "a history that is a number": signed(npz(HEADER | {"history": 2})),
@@ -115,25 +115,25 @@ HOSTILE = {
 def test_hostile_file_is_noted_and_the_earlier_checkpoint_used(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     checkpoint.write(tmp_path, at(1))
-    path = tmp_path / checkpoint._name(IDENTITY, 2)
+    path = tmp_path / checkpoint._name(FINGERPRINT, 2)
     path.write_bytes(content)
     began = time.monotonic()
     with pytest.raises(DamagedError):
         checkpoint.read(path)
-    found, (note,) = checkpoint.newest(tmp_path, IDENTITY)
+    found, (note,) = checkpoint.newest(tmp_path, FINGERPRINT)
     assert time.monotonic() - began < 5
     assert found.epoch == 1
     assert note.startswith(f"{path} is damaged (")
     assert len(note.splitlines()) == 1
     assert len(note) < 500 + len(str(path))
-    assert checkpoint.newest(tmp_path, IDENTITY | {"code": "other"})[0] is None
+    assert checkpoint.newest(tmp_path, FINGERPRINT | {"code": "other"})[0] is None
     assert not (tmp_path / "evil").exists()
 
 
 def test_whole_checkpoint_of_the_same_making_is_used(tmp_path):
-    path = tmp_path / checkpoint._name(IDENTITY, 2)
+    path = tmp_path / checkpoint._name(FINGERPRINT, 2)
     path.write_bytes(signed(npz(**{"00000": VALUES[0], "00001": VALUES[1]})))
-    found, notes = checkpoint.newest(tmp_path, IDENTITY)
+    found, notes = checkpoint.newest(tmp_path, FINGERPRINT)
     assert (found.epoch, notes) == (2, [])
     assert all(map(np.array_equal, found.values, VALUES))
 
@@ -143,25 +143,25 @@ def test_whole_checkpoint_of_the_same_making_is_used(tmp_path):
     [*NO_FILES.values(), lambda path: path.symlink_to("/no/such/file")],
     ids=[*NO_FILES, "nowhere"],
 )
-@pytest.mark.parametrize("name", [checkpoint._name(IDENTITY, 9), checkpoint._name({}, 1), "mine.ckpt"])
+@pytest.mark.parametrize("name", [checkpoint._name(FINGERPRINT, 9), checkpoint._name({}, 1), "mine.ckpt"])
 def test_what_is_no_checkpoint_file_is_passed_over_and_costs_none(tmp_path, make, name):
     make(tmp_path / name)
     for epoch in (1, 2, 3):
         checkpoint.write(tmp_path, at(epoch))
-        assert checkpoint.newest(tmp_path, IDENTITY)[0].epoch == epoch
-    assert checkpoint.newest(tmp_path, IDENTITY | {"code": "other"})[0] is None
-    assert {path.name for path in tmp_path.iterdir()} == {name, *(checkpoint._name(IDENTITY, n) for n in (2, 3))}
+        assert checkpoint.newest(tmp_path, FINGERPRINT)[0].epoch == epoch
+    assert checkpoint.newest(tmp_path, FINGERPRINT | {"code": "other"})[0] is None
+    assert {path.name for path in tmp_path.iterdir()} == {name, *(checkpoint._name(FINGERPRINT, n) for n in (2, 3))}
     checkpoint.clear(tmp_path)
     assert not [path for path in tmp_path.iterdir() if not path.is_dir()]
 
 
 def test_file_that_was_renamed_is_not_used(tmp_path):
-    other = IDENTITY | {"learning_rate": 0.2}
+    other = FINGERPRINT | {"learning_rate": 0.2}
     checkpoint.write(tmp_path, at(3, other))
-    (tmp_path / checkpoint._name(other, 3)).rename(tmp_path / checkpoint._name(IDENTITY, 3))
+    (tmp_path / checkpoint._name(other, 3)).rename(tmp_path / checkpoint._name(FINGERPRINT, 3))
     checkpoint.write(tmp_path, at(1))
-    (tmp_path / checkpoint._name(IDENTITY, 1)).rename(tmp_path / checkpoint._name(IDENTITY, 2))
-    found, notes = checkpoint.newest(tmp_path, IDENTITY)
+    (tmp_path / checkpoint._name(FINGERPRINT, 1)).rename(tmp_path / checkpoint._name(FINGERPRINT, 2))
+    found, notes = checkpoint.newest(tmp_path, FINGERPRINT)
     assert found is None
     assert "its learning_rate is 0.2, now 0.1" in notes[0]
     assert "it holds epoch 1" in notes[1]
@@ -171,7 +171,7 @@ def test_file_that_was_renamed_is_not_used(tmp_path):
 @given(data=st.data())
 def test_any_damage_of_the_file_is_found(tmp_path, data):
     checkpoint.write(tmp_path, at(1))
-    path = tmp_path / checkpoint._name(IDENTITY, 1)
+    path = tmp_path / checkpoint._name(FINGERPRINT, 1)
     whole = path.read_bytes()
     content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for place, bit in data.draw(st.lists(st.tuples(st.integers(0, len(whole)), st.integers(0, 7)), max_size=3)):
@@ -179,7 +179,7 @@ def test_any_damage_of_the_file_is_found(tmp_path, data):
             content[place % len(content)] ^= 1 << bit
     content += data.draw(st.binary(max_size=9))
     path.write_bytes(content)
-    found, notes = checkpoint.newest(tmp_path, IDENTITY)
+    found, notes = checkpoint.newest(tmp_path, FINGERPRINT)
     harmless = whole[:64] + content[64:65] + whole[65:] == content  # the line break is not looked at
     assert (found is not None) == harmless
     assert harmless or "is damaged" in notes[0]
@@ -191,13 +191,13 @@ def test_any_damage_that_was_signed_again_gives_a_checkpoint_or_an_error(tmp_pat
     body = bytearray(npz(**{"00000": VALUES[0], "00001": VALUES[1]}))
     for place, value in changes:
         body[place % len(body)] = value
-    path = tmp_path / checkpoint._name(IDENTITY, 2)
+    path = tmp_path / checkpoint._name(FINGERPRINT, 2)
     path.write_bytes(signed(bytes(body[:end] if end < 1_000 else body)))
     try:
         found = checkpoint.read(path)
     except DamagedError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert isinstance(found.identity, dict)
+        assert isinstance(found.fingerprint, dict)
         assert [row["epoch"] for row in found.history] == list(range(1, found.epoch + 1))
-    checkpoint.newest(tmp_path, IDENTITY)
+    checkpoint.newest(tmp_path, FINGERPRINT)

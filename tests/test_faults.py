@@ -185,7 +185,7 @@ def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, lon
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "KILLED"
     said = finish(longer)
-    assert "goes on after epoch" in said
+    assert "resumes after epoch" in said
     assert left(longer) == expected["left"]
     check_store()
 
@@ -226,7 +226,7 @@ def test_trainer_ends_when_dvc_alone_is_killed_and_the_next_repro_goes_on(tmp_pa
     again = sh("dvc repro train@custom-0", folder, environment)
     assert not trainer.is_running()
     assert "DVC is gone" in (tmp_path / "said").read_text()
-    assert "goes on after epoch" in again
+    assert "resumes after epoch" in again
     training = json.loads((folder / "results/custom-0/training.json").read_text())
     assert [epoch["epoch"] for epoch in training["epochs"]] == list(range(1, 13))
     assert training["resumed_after_epochs"] == [training["resumed_after_epochs"][0]]
@@ -326,7 +326,7 @@ def test_checkpoint_that_is_damaged_falls_back_to_the_one_before(longer, uninter
         file.write(b"damage")
     said = finish(longer)
     assert "is damaged" in said
-    assert "goes on after epoch 2" in said
+    assert "resumes after epoch 2" in said
     assert left(longer) == expected["left"]
     check_store()
 

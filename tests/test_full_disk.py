@@ -215,27 +215,27 @@ class TestTrain:
         said = ends(train.main)
         assert "custom-0: " in said
         assert FULL in said
-        assert "`dvc repro` goes on after the last finished epoch" in said
+        assert "`dvc repro` resumes after the last finished epoch" in said
         assert names(trained / "results/custom-0") == {"history.csv", "training.json"}
         assert record.load("custom-0").training["status"] == "failed"
         capfd.readouterr()
 
         small.resize("4m")
         command.run(train.main)
-        assert f"goes on after epoch {EPOCHS}" in capfd.readouterr().out
+        assert f"resumes after epoch {EPOCHS}" in capfd.readouterr().out
         assert left(trained) == weights
         check_store()
 
     def test_nothing_fits_at_the_end(self, trained, undisturbed, disk, capfd, monkeypatch):
         weights = expected(trained, undisturbed)
-        small, save = disk(trained / "results", "4m"), train.save
+        small, save = disk(trained / "results", "4m"), train.keras_file.save
 
         def fill(*_):
             small.fill()
             save(*_)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train, "save", fill)
+            patch.setattr(train.keras_file, "save", fill)
             said = ends(train.main)
         assert FULL in said
         assert names(trained / "results/custom-0") == {"history.csv", "training.json"}

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import models, train
+from pipeline import models
+from pipeline.records import fingerprint
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Imported by a model's file, yet without influence on weights: how errors are shown.
@@ -57,7 +58,9 @@ def test_training_depends_on_what_changes_weights(model):
 
 
 def test_checkpoint_is_of_the_code_that_a_training_depends_on():
-    assert {key.replace("code ", "pipeline/") for key in train.code_hashes("custom")} == listed_files("train", "custom")
+    assert {key.replace("code ", "pipeline/") for key in fingerprint.code_hashes("custom")} == listed_files(
+        "train", "custom"
+    )
 
 
 def test_only_cheap_stages_read_what_never_repeats():

@@ -81,7 +81,7 @@ def test_equal_weights_give_equal_files(project, monkeypatch):
 
 
 def test_second_training_of_a_run_at_the_same_time_is_refused(project, monkeypatch):
-    monkeypatch.setattr(train, "PATIENCE", 0.2)
+    monkeypatch.setattr(train, "TIMEOUT", 0.2)
     with (
         command.alone(record.CHECKPOINTS / "custom-0", ""),
         pytest.raises(PipelineError, match="being trained by another"),

@@ -1,7 +1,7 @@
-"""Where a training goes on after it was ended half-way: `checkpoints/<run>/`, which is no output of DVC.
+"""Where a training run resumes after an interruption: `checkpoints/<run>/`, which is no output of DVC.
 
 A checkpoint is one file: the SHA-256 of the rest in hex, a newline, then an uncompressed `.npz` with the state's arrays
-and a header: the record so far, and the identity, which is all that the weights depend on. Two are kept of an identity.
+and a header: the record so far, and the fingerprint, which is all that the weights depend on. Two are kept of each.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.records import record
+from pipeline.records import files, record
 from pipeline.system import command
 
 KEPT = 2
 DIGEST_BYTES = 64
-MOST_BYTES = 4_000_000_000
+MAX_BYTES = 4_000_000_000
 
 
 class Checkpoint(NamedTuple):
     """A training after an epoch.
 
     Attributes:
-        identity: what its weights depend on: params, data, device, versions, code; flat.
+        fingerprint: what its weights depend on: params, data, device, versions, code; flat.
         training: `training.json` of its record.
         history: its epochs.
         values: the arrays of `loop.State`.
     """
 
-    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
     training: dict[str, Any]
     history: list[dict[str, float]]
     values: list[np.ndarray]
@@ -49,28 +49,30 @@ class DamagedError(Exception):
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Adds a checkpoint to the run's folder, whole or not at all; only then removes the third last one."""
-    header = json.dumps({key: getattr(checkpoint, key) for key in ("identity", "training", "history")}).encode()
+    header = json.dumps({key: getattr(checkpoint, key) for key in ("fingerprint", "training", "history")}).encode()
     body = io.BytesIO()
     arrays: dict[str, Any] = {f"{place:05}": value for place, value in enumerate(checkpoint.values)}
     np.savez(body, header=np.frombuffer(header, np.uint8), **arrays)
     content = body.getvalue()
     digest = hashlib.sha256(content).hexdigest().encode()
-    record.write(folder / _name(checkpoint.identity, checkpoint.epoch), digest + b"\n" + content)
-    ours = [path for path in _files(folder, checkpoint.identity) if _epoch(path) <= checkpoint.epoch]
+    files.write(folder / _name(checkpoint.fingerprint, checkpoint.epoch), digest + b"\n" + content)
+    ours = [path for path in _files(folder, checkpoint.fingerprint) if _epoch(path) <= checkpoint.epoch]
     for old in ours[KEPT:]:
         old.unlink(missing_ok=True)
 
 
-def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
-    """The last whole checkpoint of this identity, and what a person should know: which were not used, and why."""
+def newest(folder: Path, fingerprint: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """The last whole checkpoint with this fingerprint, and what a person should know: which were not used, and why."""
     notes: list[str] = []
-    named = _files(folder, identity)
+    named = _files(folder, fingerprint)
     for path in named:
         try:
             found = read(path)
-            if (found.epoch, found.identity) == (_epoch(path), identity):
+            if (found.epoch, found.fingerprint) == (_epoch(path), fingerprint):
                 return found, notes
-            notes.append(f"{path} is not used: it holds epoch {found.epoch}, {_difference(found.identity, identity)}")
+            notes.append(
+                f"{path} is not used: it holds epoch {found.epoch}, {_difference(found.fingerprint, fingerprint)}"
+            )
         except DamagedError as error:
             notes.append(f"{path} is damaged ({error}) and not used")
     others = [path for path in folder.glob("*.ckpt") if path.is_file() and path not in named]
@@ -80,7 +82,7 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, l
         except DamagedError:
             continue
         if other.epoch:
-            notes.append(f"{path} is not used: {_difference(other.identity, identity)}")
+            notes.append(f"{path} is not used: {_difference(other.fingerprint, fingerprint)}")
         break
     return None, notes
 
@@ -88,7 +90,7 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Checkpoint | None, l
 def read(path: Path) -> Checkpoint:
     """A checkpoint. Raises DamagedError."""
     try:
-        content = record.read(path, MOST_BYTES)
+        content = files.read(path, MAX_BYTES)
         digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES + 1 :]
         if hashlib.sha256(body).hexdigest().encode() != digest:
             raise DamagedError("its checksum differs")
@@ -98,10 +100,10 @@ def read(path: Path) -> Checkpoint:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             values = [arrays[name] for name in sorted(arrays.files) if name != "header"]
-        if not isinstance(header["identity"], dict) or not all(isinstance(value, np.ndarray) for value in values):
+        if not isinstance(header["fingerprint"], dict) or not all(isinstance(value, np.ndarray) for value in values):
             raise DamagedError("it holds something else")
         training, history = record.check_training(header["training"]), record.check_history(header["history"])
-        return Checkpoint(header["identity"], training, history, values)
+        return Checkpoint(header["fingerprint"], training, history, values)
     except DamagedError:
         raise
     except Exception as error:  # of numpy, zipfile, zlib, json …, whichever comes upon the damage first
@@ -115,14 +117,14 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _name(identity: dict[str, Any], epoch: int) -> str:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def _name(fingerprint: dict[str, Any], epoch: int) -> str:
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     return f"{digest[:8]}-epoch-{epoch:04}.ckpt"
 
 
-def _files(folder: Path, identity: dict[str, Any]) -> list[Path]:
-    """Those named as of this identity, the latest epoch first."""
-    start = _name(identity, 0).removesuffix("0000.ckpt")
+def _files(folder: Path, fingerprint: dict[str, Any]) -> list[Path]:
+    """Those named after this fingerprint, the latest epoch first."""
+    start = _name(fingerprint, 0).removesuffix("0000.ckpt")
     named = [path for path in folder.glob("*.ckpt") if re.fullmatch(rf"{start}\d{{4}}\.ckpt", path.name)]
     return sorted((path for path in named if path.is_file()), reverse=True)
 

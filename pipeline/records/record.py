@@ -3,9 +3,7 @@
 import copy
 import csv
 import hashlib
-import json
 import math
-import os
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -13,15 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from pipeline.system.command import PipelineError, plain, shown
+from pipeline.records.files import MAX_BYTES, Content, check, read, read_json, sha256, write, write_json
+from pipeline.system.command import PipelineError, shown
 from pipeline.training.cifar10 import FILE_BYTES
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
-CHECKPOINTS = Path("checkpoints")
 REFERENCE = Path("reference")
+CHECKPOINTS = Path("checkpoints")
 TRAINING_FILES = ("history.csv", "training.json")
 EVALUATION_FILES = (
     "classes.json",
@@ -33,18 +32,11 @@ EVALUATION_FILES = (
     "speed.json",
 )
 NOT_COMPARABLE = "quick: not comparable with the published figures"
-MOST_BYTES = 10_000_000  # of a small file: 1,000 epochs are 0.2 MB
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Measure = Annotated[float, Field(ge=0, le=1e15)]
 Count = Annotated[int, Field(ge=1, le=10**15)]
 Milliseconds = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]  # since 1970, until the year 9999
-
-
-class Content(BaseModel):
-    """What a file must hold that is read again. It may hold more."""
-
-    model_config = ConfigDict(strict=True)
 
 
 class _Row(Content):
@@ -60,6 +52,7 @@ class _EpochTime(Content):
     ended_ms: Milliseconds
     epoch_seconds: Measure
     images_per_second: Measure
+    weights_digest: str = ""
 
 
 class _Training(Content):
@@ -75,7 +68,8 @@ class _Training(Content):
     ended_ms: Milliseconds | None
     epochs: list[_EpochTime]
     environment: dict[str, str | int | float | bool | None]
-    resumed_after_epochs: list[int] = []
+    resumed_after_epochs: list[int] = Field(default_factory=list)
+    end_reason: str = ""
 
 
 class _Evaluation(Content):
@@ -139,7 +133,9 @@ class Record:
         """The trained model."""
         return self.folder / "model.keras"
 
-    def add_epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
+    def add_epoch(
+        self, row: dict[str, float], epoch_seconds: float, images_per_second: float, weights_digest: str = ""
+    ) -> None:
         """Takes in a finished epoch."""
         self.history.append(row)
         self.training["epochs"].append(
@@ -148,6 +144,7 @@ class Record:
                 "ended_ms": now_ms(),
                 "epoch_seconds": round(epoch_seconds, 3),
                 "images_per_second": round(images_per_second, 1),
+                "weights_digest": weights_digest,
             }
         )
 
@@ -155,9 +152,9 @@ class Record:
         """A copy that later epochs do not change."""
         return copy.deepcopy(self)
 
-    def end(self, status: str) -> None:
-        """Closes the training as `finished`, `failed` or `killed` and writes it to disk."""
-        self.training |= {"status": status, "ended_ms": now_ms()}
+    def end(self, status: str, reason: str = "") -> None:
+        """Closes the training as `finished`, `failed` or `killed`, for a reason, and writes it to disk."""
+        self.training |= {"status": status, "ended_ms": now_ms()} | ({"end_reason": reason} if reason else {})
         self.save_training()
 
     def save_training(self) -> None:
@@ -207,6 +204,7 @@ def resume(run: str, training: dict[str, Any], history: list[dict[str, float]]) 
     """The record of a training that goes on, on disk again: DVC removes a stage's results before it runs."""
     after = [*training.get("resumed_after_epochs", []), len(history)]
     training = training | {"status": "running", "ended_ms": None, "resumed_after_epochs": after}
+    training.pop("end_reason", None)
     record = Record(RESULTS / run, training, history)
     record.model_file.unlink(missing_ok=True)
     record.save_training()
@@ -251,11 +249,6 @@ def check_data() -> None:
             raise OSError(f"{path} is no regular file of at most {FILE_BYTES:,} bytes")
 
 
-def sha256(path: Path) -> str:
-    """A file's digest."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def load_reference(name: str) -> dict[str, Any]:
     """A published result, `reference/<name>.json`; its epochs, if published, as rows under `history`."""
     figures = read_json(REFERENCE / f"{name}.json", _Published)
@@ -271,7 +264,7 @@ def references() -> list[str]:
 def read_history(path: Path) -> list[dict[str, float]]:
     """Rows of a history file; `epoch` is an int."""
     try:
-        lines = read(path, MOST_BYTES).decode("utf-8").splitlines(keepends=True)
+        lines = read(path, MAX_BYTES).decode("utf-8").splitlines(keepends=True)
         rows = [
             {key: int(value) if key == "epoch" else float(value) for key, value in row.items()}
             for row in csv.DictReader(lines)
@@ -295,63 +288,6 @@ def check_history(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def check_training(content: Any) -> dict[str, Any]:
     """The content of a training.json. Raises ValueError unless it is one."""
     return check(content, _Training)
-
-
-def check(content: Any, kind: type[BaseModel]) -> dict[str, Any]:
-    """The content as it is. Raises ValueError, of one line, unless it holds what that kind of file must hold."""
-    try:
-        kind.model_validate(content)
-        return content
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(plain, first["loc"])) or "it"
-        received = "" if first["type"] == "missing" else f", received {shown(first['input'])}"
-        raise ValueError(f"{key}: {first['msg']}{received}") from None
-
-
-def read_json(path: Path, kind: type[BaseModel] = Content) -> dict[str, Any]:
-    """A JSON object that holds what that kind of file must hold, from a file of the record; its numbers are finite."""
-    try:
-        text = read(path, MOST_BYTES).decode("utf-8")
-        return check(json.loads(text, parse_constant=_finite, parse_float=_finite), kind)
-    except (OSError, ValueError, RecursionError) as error:
-        raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
-
-
-def _finite(text: str) -> float:
-    if math.isfinite(number := float(text)):
-        return number
-    raise ValueError(f"{text:.40} is not finite")
-
-
-def read(path: Path, most_bytes: int) -> bytes:
-    """A file's content. Raises OSError also for what is no file, which may never end, and for a file of more bytes."""
-    if not path.is_file():
-        path.stat()  # says so if it is absent
-        raise OSError("it is no regular file")
-    if path.stat().st_size > most_bytes:
-        raise OSError(f"it has {path.stat().st_size:,} bytes; allowed: at most {most_bytes:,}")
-    return path.read_bytes()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write(path, json.dumps(content, indent=1) + "\n")
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not leave the new name with no content
-        os.replace(partial, path)
-    except OSError as error:  # that of a full disk names no file
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)  # after a failure: on a full disk it takes the last of the space
 
 
 def day_ms(day: str) -> int:

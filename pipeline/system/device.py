@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,13 @@ class Device(NamedTuple):
     strategy: tf.distribute.Strategy | None
     xla: bool
 
-    def determines(self) -> dict[str, str | int]:
-        """What weights depend on, down to the last bit, beside params, data and code."""
+    def fingerprint(self) -> dict[str, str | int]:
+        """What weights depend on, down to the last bit, beside params, data and code; flat."""
         return {
             "device": self.name,
             "processor": self.processor,
+            "processor_model": processor_model(),
+            "instruction_sets": " ".join(sorted(_instruction_sets())),
             "threads": self.threads,
             "precision": self.precision,
             "xla": "on" if self.xla else "off",
@@ -79,8 +82,18 @@ def resolve(device: str = "auto", precision: str = "auto", xla: str = "auto") ->
 
 def processor() -> str:
     """The processor's name."""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_model() -> str:
+    """The processor's family and model, as numbers: one name stands for many."""
+    return " ".join(filter(None, map(_cpuinfo, ("cpu family", "model", "CPU implementer", "CPU part"))))
+
+
+def _instruction_sets() -> set[str]:
+    """Those that numerical libraries choose their kernels by, and so how they round."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # x86, Arm
+    return {flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse4", "asimd", "sve", "bf16", "i8mm"))}
 
 
 def threads() -> int:
@@ -104,12 +117,16 @@ def _fastest_precision(gpus: list) -> str:
         )
         tensor_cores = capability >= (7, 0) and len(gpus) == 1  # float16 is for one GPU, see `resolve`
         return "bfloat16" if capability >= (8, 0) else "float16" if tensor_cores else "float32"
-    flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _instruction_sets() else "float32"
 
 
-def _cpuinfo() -> list[str]:
+@cache
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in /proc/cpuinfo; empty where there is none."""
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return []
+        return ""
+    return next(
+        (value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key), ""
+    )
