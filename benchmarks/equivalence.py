@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.paths import BY_SGD
 from pipeline.config import params
 from pipeline.records import record
-from pipeline.system.command import import_tensorflow
+from pipeline.system.tensorflow_import import import_tensorflow
 
 DATA = {"train_images": 6_000, "val_images": 5_000, "split_seed": 0}
 QUICK = {"epochs": 4, "batch_size": 48}  # as many steps as batch normalisation needs

@@ -35,7 +35,7 @@ def main() -> None:
 
 def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
     """The loop of this project, precision auto, no augmentation; without its validation, as the others."""
-    from pipeline.system.command import import_tensorflow
+    from pipeline.system.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf
@@ -63,7 +63,7 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
 
 def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
     """The published code's way: stock layers, `fit` on arrays, float32."""
-    from pipeline.system.command import import_tensorflow
+    from pipeline.system.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     import keras

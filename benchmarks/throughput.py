@@ -123,14 +123,14 @@ def startup() -> dict[str, float]:
     """Seconds of `dvc repro` until the first step is done and of one with nothing to do; peak memory of a training."""
     from pipeline import workspace
     from pipeline.config import params
-    from pipeline.system import command
+    from pipeline.system.file_lock import file_lock
 
     tree = params.read().model_dump()
     tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": 1}
     tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
     copy = workspace.FOLDER / "bench"
-    with tempfile.TemporaryDirectory() as store, command.alone(copy, f"{copy} is in use by another benchmark"):
+    with tempfile.TemporaryDirectory() as store, file_lock(copy, f"{copy} is in use by another benchmark"):
         workspace.copy(copy, tree)
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
 
@@ -159,7 +159,7 @@ def startup() -> dict[str, float]:
 
 def matmul_rates() -> dict[str, float]:
     """GFLOP/s of a square matrix product, by precision; the median of five."""
-    from pipeline.system.command import import_tensorflow
+    from pipeline.system.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf

@@ -18,6 +18,7 @@ from pipeline.config import params
 from pipeline.records import record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.tensorflow_import import import_tensorflow
 from pipeline.training.cifar10 import CLASS_NAMES, IMAGE_SHAPE
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main() -> None:
     if (status := log.training["status"]) != "finished":  # a model file beside it is that of an earlier training
         raise PipelineError(f"the training of {run} is {status}, not finished: train it with `dvc repro train@{run}`")
 
-    command.import_tensorflow()
+    import_tensorflow()
     import tensorflow as tf
 
     from pipeline import tracking

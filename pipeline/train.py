@@ -15,6 +15,9 @@ from pipeline.config import params
 from pipeline.records import checkpoint, fingerprint, keras_file, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.dvc_parent import end_with_dvc
+from pipeline.system.file_lock import file_lock
+from pipeline.system.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -38,13 +41,13 @@ def main() -> None:
     recipe = config.recipe_of(run)
 
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
-    command.end_with_dvc()
-    command.import_tensorflow()
+    end_with_dvc()
+    import_tensorflow()
     from pipeline.system import device
 
     machine = device.resolve(config.train.device, recipe.precision, config.train.xla)
     busy = f"{run} is being trained by another process; wait for it or end it"
-    with command.alone(record.CHECKPOINTS / run, busy, TIMEOUT):  # it may be one whose DVC was killed
+    with file_lock(record.CHECKPOINTS / run, busy, TIMEOUT):  # it may be one whose DVC was killed
         train(run, config, machine)
 
 

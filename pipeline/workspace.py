@@ -20,6 +20,7 @@ from pipeline.config import overrides, params
 from pipeline.records import record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
 
 FOLDER = Path(".workspaces")
 FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "pipeline", "reference", "report", "results")
@@ -51,7 +52,7 @@ def main() -> None:
         raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
     workspace = FOLDER / arguments.name
     targets = [f"evaluate@{arguments.run}"] if arguments.run else []
-    with command.alone(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
+    with file_lock(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
         try:
             copy(workspace, tree)
         except OSError as error:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.config import params
-from pipeline.system.command import import_tensorflow
+from pipeline.system.tensorflow_import import import_tensorflow
 
 ROOT = Path(__file__).parents[1]
 BY_SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.005}  # known losses are of it

@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from pipeline import sync, tracking
 from pipeline.records import record
-from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_figures_of_another_model_are_not_shown(log):
 def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
     first, second = (begun(log, name) for name in ("baseline-0", "custom-0"))
     folders = [record.CHECKPOINTS / name for name in ("baseline-0", "custom-0")]  # `train` holds its own
-    with command.alone(folders[0], ""), command.alone(folders[1], ""):
+    with file_lock(folders[0], ""), file_lock(folders[1], ""):
         for made in (first, second):
             tracking.mirror(made, live=True)
         third = begun(log, "custom-0")

@@ -15,8 +15,8 @@ from conftest import ROOT
 
 from pipeline import tracking, train
 from pipeline.records import record
-from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
 from pipeline.training import dataset
 
 
@@ -83,7 +83,7 @@ def test_equal_weights_give_equal_files(project, monkeypatch):
 def test_second_training_of_a_run_at_the_same_time_is_refused(project, monkeypatch):
     monkeypatch.setattr(train, "TIMEOUT", 0.2)
     with (
-        command.alone(record.CHECKPOINTS / "custom-0", ""),
+        file_lock(record.CHECKPOINTS / "custom-0", ""),
         pytest.raises(PipelineError, match="being trained by another"),
     ):
         run_training(monkeypatch)

@@ -10,10 +10,11 @@ from pipeline import workspace
 from pipeline.config import params
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
 
 
 def test_second_run_in_a_workspace_is_refused(tmp_path):
-    first, second = (command.alone(tmp_path / "w", "in use") for _ in range(2))
+    first, second = (file_lock(tmp_path / "w", "in use") for _ in range(2))
     with first, pytest.raises(PipelineError, match="in use"), second:
         pass
 

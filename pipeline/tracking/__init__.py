@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.records import record as records
 from pipeline.records.record import Record
-from pipeline.system import command
+from pipeline.system.file_lock import is_locked
+from pipeline.system.tensorflow_import import import_tensorflow
 from pipeline.training import cifar10
 
 if TYPE_CHECKING:
@@ -418,7 +419,7 @@ def _place(run: str) -> str:
 
 def _is_dead(place: str) -> bool:
     host, _, folder = place.partition(":")
-    return host == socket.gethostname() and not command.is_busy(Path(folder))
+    return host == socket.gethostname() and not is_locked(Path(folder))
 
 
 def _tags(record: Record, live: bool) -> dict[str, str]:
@@ -467,7 +468,7 @@ def _log_inputs(run_id: str, record: Record) -> None:
 
 def _log_model(experiment: str, run_id: str, record: Record) -> None:
     """The trained model, whole or not at all: the run gets it last, and what broke off earlier goes."""
-    command.import_tensorflow()
+    import_tensorflow()
     import keras
     import mlflow.tensorflow
     import numpy as np
