@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
+from factories import NUMBERS, change_training, list_runs, report_files, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import compare
 from pipeline.config import params
-from pipeline.records import record
+from pipeline.records import files, record
 from pipeline.records.record import NOT_COMPARABLE
+from pipeline.report import comparison, comparison_plots, markdown, tables, terminal
 from pipeline.system.command import PipelineError
 
-ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text())
 BUDGET = params.Budget(max_parameters=92_027, max_epochs=50, accuracy_to_beat=0.8239)
-FIGURES = {"parameters": 92_027, "epochs": 50, "test_accuracy": 0.824}
-NUMBERS = {"parameters": 92_027, "multiply_adds": 24_017_920, "epochs": 2}
+METRICS = {"parameters": 92_027, "epochs": 50, "test_accuracy": 0.824}
 
 
 @pytest.fixture(autouse=True)
@@ -34,55 +34,6 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def list_runs(*runs):
-    listed = {run: {"recipe": run[:-2], "model": run[:-2], "seed": int(run[-1])} for run in runs}
-    Path("params.yaml").write_text(yaml.safe_dump(SETTINGS | {"runs": listed}))
-
-
-def write_run(run, test_accuracy=0.85, comparable=True, **evaluation):
-    """The record of a run `<recipe>-<seed>`: two epochs of 30 and 90 seconds."""
-    folder = Path("results") / run
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe, seed = run[:-2], int(run[-1])
-    record.write(
-        folder / "history.csv",
-        "epoch,loss,accuracy,val_loss,val_accuracy,learning_rate\n1,1.5,0.4,1.4,0.5,0.1\n2,1.1,0.6,1,0.7,0.1\n",
-    )
-    training = {
-        "record_id": run,
-        "run": run,
-        "status": "finished",
-        "recipe": recipe,
-        "model": recipe,
-        "seed": seed,
-        "params": {"train_images": 45_000, "val_images": 5_000, "test_images": 10_000},
-        "comparable": comparable,
-        "started_ms": 1_795_388_400_000,  # 2026-11-22, 23:00 in UTC
-        "ended_ms": 1_795_388_520_000,
-        "epochs": [
-            {"epoch": 1, "ended_ms": 1, "epoch_seconds": 30.0, "images_per_second": 1500.0},
-            {"epoch": 2, "ended_ms": 2, "epoch_seconds": 90.0, "images_per_second": 500.0},
-        ],
-        "environment": {
-            "device": "CPU",
-            "threads": 2,
-            "processor": "Made-up | 9000",
-            "precision": "bfloat16",
-            "tensorflow": "2.21.0",
-            "keras": "3.15.1",
-        },
-    }
-    record.write_json(folder / "training.json", training)
-    accuracies = {"test_accuracy": test_accuracy, "val_accuracy": 0.7, "test_accuracy_flip": test_accuracy + 0.01}
-    record.write_json(folder / "evaluation.json", accuracies | NUMBERS | evaluation)
-    record.write_json(folder / "speed.json", {"evaluated_ms": 1_795_388_600_000})
-
-
-def change(run, **training):
-    path = Path("results") / run / "training.json"
-    record.write_json(path, json.loads(path.read_text()) | training)
-
-
 def compared():
     """What comparison.json would hold, without the second that drawing costs."""
     settings = params.read()
@@ -90,29 +41,27 @@ def compared():
 
 
 def printed(capsys):
-    compare.show(compared())
+    terminal.show(compared())
     return capsys.readouterr().out
-
-
-def report():
-    return {path.name: path.read_bytes() for path in Path("report").iterdir()}
 
 
 def titles_and_axes(monkeypatch):
     """The pictures' titles and axes, instead of their PNG."""
     drawn = []
-    monkeypatch.setattr(compare, "_png", lambda figure: drawn.append((figure.get_suptitle(), figure.axes[0])) or b"")
+    monkeypatch.setattr(
+        comparison_plots, "_png", lambda figure: drawn.append((figure.get_suptitle(), figure.axes[0])) or b""
+    )
     compare.main()
     return drawn
 
 
-def test_figures_are_means_over_seeds():
+def test_metrics_are_means_over_seeds():
     list_runs("custom-0", "custom-1", "custom-2")
     for seed, accuracy in enumerate((0.85, 0.86, 0.84)):
         write_run(f"custom-{seed}", accuracy)
     assert compared()["recipes"]["custom"] == {
         "test_accuracy": 0.85,
-        "test_accuracy_spread": 0.01,  # the sample's; the population's would be 0.008165
+        "test_accuracy_std": 0.01,  # the sample's; the population's would be 0.008165
         "seeds": 3,
         "val_accuracy": 0.7,
         "test_accuracy_flip": 0.86,
@@ -122,12 +71,12 @@ def test_figures_are_means_over_seeds():
     }
 
 
-def test_spread_of_one_run_is_a_dash(capsys):
+def test_std_of_one_run_is_a_dash(capsys):
     list_runs("custom-0")
     write_run("custom-0", 0.8512)
-    assert compared()["recipes"]["custom"]["test_accuracy_spread"] is None
+    assert compared()["recipes"]["custom"]["test_accuracy_std"] is None
     assert re.search(r"^custom +85\.12 +– +1 +70\.00 +86\.12 ", printed(capsys), re.MULTILINE)  # noqa: RUF001
-    assert "| custom | 85.12 | – | 1 | 70.00 | 86.12 |" in compare.markdown(compared())  # noqa: RUF001
+    assert "| custom | 85.12 | – | 1 | 70.00 | 86.12 |" in markdown.page(compared())  # noqa: RUF001
 
 
 def test_recipes_stand_as_params_yaml_orders_them():
@@ -157,11 +106,11 @@ def test_published_rows_come_first_and_are_marked(capsys):
 
 
 def test_budget_is_kept_at_its_limits():
-    assert compare._verdict(BUDGET, FIGURES) == {"passes": True, "because": []}
+    assert comparison.within(BUDGET, METRICS) == {"passes": True, "violations": []}
 
 
 @pytest.mark.parametrize(
-    ("figure", "value", "because"),
+    ("figure", "value", "violations"),
     [
         ("parameters", 92_028, "92,028 parameters exceed 92,027"),
         ("epochs", 51, "51 epochs exceed 50"),
@@ -169,20 +118,20 @@ def test_budget_is_kept_at_its_limits():
         ("test_accuracy", 0.82, "82 % does not beat 82.39 %"),
     ],
 )
-def test_budget_fails_for_one_figure_and_says_which(figure, value, because):
-    assert compare._verdict(BUDGET, FIGURES | {figure: value}) == {"passes": False, "because": [because]}
+def test_budget_fails_for_one_metric_and_says_which(figure, value, violations):
+    assert comparison.within(BUDGET, METRICS | {figure: value}) == {"passes": False, "violations": [violations]}
 
 
 @given(st.lists(st.integers(0, 1_700), min_size=1, max_size=8))
 def test_mean_equal_to_the_accuracy_to_beat_fails_and_one_more_image_passes(offsets):
     right = [8_239 + offset for offset in offsets] + [8_239 - offset for offset in offsets]
     for images, passes in ((0, False), (1, True)):
-        runs = [{**FIGURES, "test_accuracy": count / 10_000} for count in [right[0] + images, *right[1:]]]
+        runs = [{**METRICS, "test_accuracy": count / 10_000} for count in [right[0] + images, *right[1:]]]
         others = dict.fromkeys(
             ("val_accuracy", "test_accuracy_flip", "training_minutes", "images_per_second", "multiply_adds"), 0
         )
-        figures = compare._over_seeds([run | others for run in runs])
-        assert compare._verdict(BUDGET, figures)["passes"] is passes
+        figures = comparison.over_seeds([run | others for run in runs])
+        assert comparison.within(BUDGET, figures)["passes"] is passes
 
 
 def test_verdicts_are_reported_by_budget_and_recipe(capsys):
@@ -197,13 +146,15 @@ def test_verdicts_are_reported_by_budget_and_recipe(capsys):
         ("published-custom", "custom"): False,
     }
     assert re.search(r"published-custom +baseline +fail +1,172,410 parameters exceed 92,027", printed(capsys))
-    assert "| published-custom | custom | fail | 82 % does not beat 82.39 % |" in compare.markdown(compared())
+    assert "| published-custom | custom | fail | 82 % does not beat 82.39 % |" in markdown.page(compared())
 
 
-def test_nothing_to_hold_against_is_no_failure(monkeypatch):
-    monkeypatch.setitem(SETTINGS, "compare", {"budgets": {}})
+def test_nothing_to_hold_against_is_no_failure():
     shutil.rmtree("reference")
     list_runs("custom-0")
+    tree = params.parse("params.yaml")
+    tree["compare"]["budgets"] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
     write_run("custom-0")
     compare.main()
     assert json.loads(Path("report/comparison.json").read_text())["budgets"] == {}
@@ -215,11 +166,11 @@ def test_one_run_on_a_subset_labels_everything(capsys, monkeypatch):
     write_run("custom-0", 0.9, comparable=False)
     drawn = titles_and_axes(monkeypatch)
     page, out = Path("report/README.md").read_text(), capsys.readouterr().out
-    comparison = json.loads(Path("report/comparison.json").read_text())
-    assert comparison["comparable"] is False
-    assert comparison["budgets"]["published-custom"]["custom"]["passes"] is True
+    recorded = json.loads(Path("report/comparison.json").read_text())
+    assert recorded["comparable"] is False
+    assert recorded["budgets"]["published-custom"]["custom"]["passes"] is True
     assert all(NOT_COMPARABLE in title for title, _ in drawn)
-    assert re.findall(rf"^#+ (.*) \({NOT_COMPARABLE}\)$", page, re.MULTILINE) == [compare.TITLE, "Budgets"]
+    assert re.findall(rf"^#+ (.*) \({NOT_COMPARABLE}\)$", page, re.MULTILINE) == [tables.TITLE, "Budgets"]
     for text in (page, out):
         assert text.count(NOT_COMPARABLE) == 3  # both titles, and below the table
         assert NOT_COMPARABLE in text.splitlines()[0]
@@ -254,7 +205,7 @@ def test_run_without_record_is_named_with_its_command():
 def test_record_of_something_else_is_refused(training, problem):
     list_runs("custom-0")
     write_run("custom-0")
-    change("custom-0", **training)
+    change_training("custom-0", **training)
     with pytest.raises(PipelineError, match=rf"'custom-0' {problem}.*`dvc repro evaluate@custom-0`$"):
         compare.main()
 
@@ -272,7 +223,7 @@ def test_equal_records_give_equal_bytes_without_tensorflow_or_mlflow():
     for run in ("baseline-0", "custom-0", "custom-1"):
         write_run(run)
     compare.main()
-    first = report()
+    first = report_files()
     code = (
         "import sys; from pipeline import compare; compare.main(); "
         "sys.exit(str({'tensorflow', 'keras', 'mlflow', 'matplotlib.pyplot'} & set(sys.modules)))"
@@ -280,7 +231,7 @@ def test_equal_records_give_equal_bytes_without_tensorflow_or_mlflow():
     elsewhere = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Pacific/Auckland", "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=False)
     assert done.stderr == "set()\n"
-    assert report() == first
+    assert report_files() == first
     assert set(first) == {"README.md", "comparison.json", "curves.csv", "curves.png", "accuracy_vs_parameters.png"}
     for name in ("curves.png", "accuracy_vs_parameters.png"):
         assert first[name].startswith(b"\x89PNG")
@@ -291,12 +242,12 @@ def test_failure_leaves_the_earlier_report_as_it_was(monkeypatch):
     list_runs("custom-0")
     write_run("custom-0", 0.85)
     compare.main()
-    before = report()
+    before = report_files()
     write_run("custom-0", 0.86)
-    monkeypatch.setattr(compare, "draw_accuracy_vs_parameters", lambda comparison: 1 / 0)
+    monkeypatch.setattr(comparison_plots, "accuracy_vs_parameters", lambda comparison: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare.main()
-    assert report() == before
+    assert report_files() == before
 
 
 def test_every_curve_is_drawn_and_a_recipe_has_one_colour(monkeypatch):
@@ -335,7 +286,7 @@ def test_curves_csv_holds_the_published_epochs_and_every_run():
 def test_page_says_how_it_was_measured_and_links_what_lies_beside_it():
     list_runs("custom-0")
     write_run("custom-0")
-    page = compare.markdown(compared())
+    page = markdown.page(compared())
     assert (
         "| custom-0 | 85.00 | 2.0 | 2026-11-22 | CPU (2 threads), Made-up \\| 9000, bfloat16 "
         "| TensorFlow 2.21.0, Keras 3.15.1 | 45,000/5,000/10,000 |"
@@ -350,7 +301,7 @@ def test_table_on_a_pipe_cuts_no_cell(capsys, monkeypatch, columns):
     write_run("baseline-0", 0.8612, parameters=1_172_410, multiply_adds=55_145_472, epochs=50)
     write_run("custom-0", 0.8712)
     write_run("custom-1", 0.8799)
-    rows = compare.figure_rows(compared())
+    rows = tables.metrics(compared())
     lines = [line.split() for line in printed(capsys).splitlines()]
     assert all(row in lines for row in rows[1:])
 
@@ -359,14 +310,14 @@ def test_show_prints_the_recorded_tables_from_the_report_alone(capsys, monkeypat
     list_runs("custom-0")
     write_run("custom-0")
     compare.main()
-    before, shown = report(), capsys.readouterr().out
+    before, shown = report_files(), capsys.readouterr().out
     shutil.rmtree("results")
     shutil.rmtree("reference")
     Path("params.yaml").unlink()
     monkeypatch.setattr(sys, "argv", ["compare", "--show"])
     compare.main()
     assert capsys.readouterr().out == shown
-    assert report() == before
+    assert report_files() == before
 
 
 def test_show_without_a_report_says_what_makes_one(capsys, monkeypatch):
@@ -397,14 +348,14 @@ def test_published_accuracies_are_those_to_beat():
 
 
 def test_recorded_report_is_of_the_recorded_runs(monkeypatch):
-    recorded = record.read_json(ROOT / "report/comparison.json")
+    recorded = files.read_json(ROOT / "report/comparison.json")
     monkeypatch.chdir(ROOT)
-    assert [compare._figures(record.load(run["run"])) for run in recorded["runs"]] == recorded["runs"]
+    assert [comparison.run_metrics(record.load(run["run"])) for run in recorded["runs"]] == recorded["runs"]
     for recipe, figures in recorded["recipes"].items():
-        assert figures == compare._over_seeds([run for run in recorded["runs"] if run["recipe"] == recipe])
+        assert figures == comparison.over_seeds([run for run in recorded["runs"] if run["recipe"] == recipe])
 
 
-def test_readme_shows_the_tables_of_the_report():
-    recorded, page = record.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
-    for rows in (compare.figure_rows(recorded), compare.run_rows(recorded)):
-        assert compare._markdown(rows) in page, "copy the tables of report/README.md into README.md"
+def test_readme_shows_the_tables_of_the_report_files():
+    recorded, page = files.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
+    for rows in (tables.metrics(recorded), tables.runs(recorded)):
+        assert markdown.table(rows) in page, "copy the tables of report/README.md into README.md"

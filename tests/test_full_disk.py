@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from factories import list_runs, report_files, write_run
 
 from pipeline import compare, fetch, sources, sync, tracking, train, workspace
 from pipeline.records import record
@@ -303,12 +304,12 @@ class TestEvaluate:
         "room", [65_536, *(pytest.param(room, marks=pytest.mark.slow) for room in (4_096, 131_072))]
     )
     def test_outputs_do_not_fit(self, tmp_path, monkeypatch, disk, tensorflow, room):
-        from test_evaluate import Stage, tiny_model
+        from factories import EvaluateStage, tiny_model
 
         from pipeline import evaluate
 
         small = disk(tmp_path / "results", "4m")
-        stage = Stage(tmp_path, monkeypatch)
+        stage = EvaluateStage(tmp_path, monkeypatch)
         stage.save(tiny_model())
         before = stage.files()
         small.resize(f"{shutil.disk_usage(small.place).used + room}")
@@ -318,7 +319,7 @@ class TestEvaluate:
         assert "evaluation.json" not in after
         assert before.items() <= after.items()
         assert record.load("custom-0").evaluation == {}
-        assert stage.mirrored == []
+        assert stage.logged == []
         small.resize("4m")
         evaluate.main()
         assert record.load("custom-0").evaluation
@@ -327,13 +328,11 @@ class TestEvaluate:
 class TestCompare:
     @pytest.fixture
     def workplace(self, tmp_path, monkeypatch):
-        import test_compare
-
-        shutil.copytree(test_compare.ROOT / "reference", tmp_path / "reference")
+        shutil.copytree(ROOT / "reference", tmp_path / "reference")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["compare"])
-        test_compare.list_runs("custom-0")
-        test_compare.write_run("custom-0")
+        list_runs("custom-0")
+        write_run("custom-0")
         return tmp_path
 
     @pytest.mark.parametrize("size", ["4k", "64k", "100k"])
@@ -346,16 +345,14 @@ class TestCompare:
         assert len(names(workplace / "report")) == 5
 
     def test_earlier_report_stays(self, workplace, disk):
-        import test_compare
-
         small = disk(workplace / "report", "4m")
         compare.main()
-        before = test_compare.report()
+        before = report_files()
         small.fill()
         filler = {"filler": (workplace / "report/filler").read_bytes()}
-        test_compare.write_run("custom-0", test_accuracy=0.5)
+        write_run("custom-0", test_accuracy=0.5)
         assert FULL in ends(compare.main)
-        assert test_compare.report() == before | filler
+        assert report_files() == before | filler
 
 
 @pytest.mark.parametrize("size", ["4k", "64k"])

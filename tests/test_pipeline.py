@@ -54,7 +54,7 @@ def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environ
     assert ours["tags"]["dirty"] == "false"
     assert ours["tags"]["mlflow.note.content"] == record.NOT_COMPARABLE
     assert "replayed" not in ours["tags"]
-    assert {"curves.png", "confusion_matrix.png", "mistakes.png", "geometry.json"} <= set(ours["files"])
+    assert {"curves.png", "confusion_matrix.png", "most_confident_errors.png", "geometry.json"} <= set(ours["files"])
     assert len(ours["models"]) == 1
 
 

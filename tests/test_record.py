@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import NO_FILES, ROOT
+from factories import list_runs, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_compare import SETTINGS, write_run
 
 from pipeline import compare
 from pipeline.config import params
 from pipeline.records import record
+from pipeline.report import comparison_plots, markdown
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 
@@ -31,8 +31,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compare"])
     monkeypatch.setattr(os, "fsync", lambda *_: None)  # some thousand files are written
-    listed = {"custom-0": {"recipe": "custom", "model": "custom", "seed": 0}}
-    Path("params.yaml").write_text(yaml.safe_dump(SETTINGS | {"runs": listed}))
+    list_runs("custom-0")
     write_run("custom-0")
     return tmp_path
 
@@ -49,7 +48,7 @@ def compared_or_refused(*names):
     try:
         records = compare.load(chosen)
         comparison = compare.compare(chosen, records)
-        compare.markdown(comparison).encode()
+        markdown.page(comparison).encode()
         json.dumps(comparison, allow_nan=False)
     except PipelineError as error:
         assert len(str(error).splitlines()) == 1
@@ -184,7 +183,7 @@ def test_damaged_report_is_refused_in_one_line_or_harmless(comparison, monkeypat
 
 def test_most_extreme_history_that_is_accepted_can_be_drawn(comparison):
     row = {"epoch": 1, "loss": 1e15, "accuracy": 0.0, "val_loss": 0.0, "val_accuracy": 1.0}
-    assert compare.draw_curves(comparison, {"custom-0": record.check_history([row])})
+    assert comparison_plots.validation_curves(comparison, {"custom-0": record.check_history([row])})
 
 
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path, monkeypatch):

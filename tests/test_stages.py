@@ -13,16 +13,26 @@ from pipeline.records import fingerprint
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Imported by a model's file, yet without influence on weights: how errors are shown.
 WITHOUT_INFLUENCE = {"pipeline/__init__.py", "pipeline/system/__init__.py", "pipeline/system/command.py"}
+# Imported by evaluate and compare, yet without influence on what they write: which values are refused, how a command
+# starts, how files are read and written, what is logged and what the terminal shows.
+WITHOUT_RESULTS = (
+    "pipeline/config/",
+    "pipeline/records/",
+    "pipeline/system/",
+    "pipeline/tracking/",
+    "pipeline/report/terminal.py",
+)
 
 
-def listed_files(stage: str, model: str) -> set[str]:
+def listed_files(stage: str, model: str = "custom") -> set[str]:
     """The Python files among the deps of a stage, those of listed folders included, as paths from the root."""
-    deps = [ROOT / dep.replace("${item.model}", model) for dep in STAGES[stage]["do"]["deps"] if "pipeline/" in dep]
+    listed = STAGES[stage].get("do", STAGES[stage])["deps"]
+    deps = [ROOT / dep.replace("${item.model}", model) for dep in listed if "pipeline/" in dep]
     files = {file for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*.py"))}
     return {str(file.relative_to(ROOT)) for file in files}
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: Path, except_for: tuple[str, ...] = ()) -> set[str]:
     """Files of this project that a file imports when it runs, as paths from the root; transitively."""
     found, waiting = set(), [path]
     while waiting:
@@ -42,7 +52,11 @@ def imported(path: Path) -> set[str]:
                 for name in [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]:
                     base = ROOT / name.replace(".", "/")
                     for file in (base.with_suffix(".py"), base / "__init__.py"):
-                        if file.exists() and (relative := str(file.relative_to(ROOT))) not in found:
+                        if (
+                            file.exists()
+                            and (relative := str(file.relative_to(ROOT))) not in found
+                            and not relative.startswith(except_for)
+                        ):
                             found.add(relative)
                             waiting.append(file)
     return found
@@ -61,6 +75,14 @@ def test_checkpoint_is_of_the_code_that_a_training_depends_on():
     assert {key.replace("code ", "pipeline/") for key in fingerprint.code_hashes("custom")} == listed_files(
         "train", "custom"
     )
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "compare"])
+def test_stage_depends_on_what_changes_its_results(stage):
+    path = f"pipeline/{stage}.py"
+    packages = {file for file in listed_files(stage) if file.endswith("__init__.py")}  # of listed folders, docstrings
+    needed = {path} | imported(ROOT / path, except_for=WITHOUT_RESULTS)
+    assert listed_files(stage) - packages == {file for file in needed if not file.endswith("__init__.py")}
 
 
 def test_only_cheap_stages_read_what_never_repeats():

@@ -101,7 +101,7 @@ class Evaluate(Section):
     """What evaluate reports."""
 
     calibration_bins: int = _whole(1, 1_000)
-    mistakes: int = _whole(1, 100)
+    most_confident_errors: int = _whole(1, 100)
 
 
 class Budget(Section):

@@ -28,7 +28,7 @@ EVALUATION_FILES = (
     "curves.png",
     "evaluation.json",
     "geometry.json",
-    "mistakes.png",
+    "most_confident_errors.png",
     "speed.json",
 )
 NOT_COMPARABLE = "quick: not comparable with the published figures"

@@ -40,8 +40,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the p
 LAST_WAIT = 10.0  # seconds, for what is still being logged when a training ends
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
 TRAINING_METRICS = ("epoch_seconds", "images_per_second")
-# Numbers that describe, not measure; and val_accuracy, which the last epoch has already.
-NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads", "val_accuracy"}
+# Numbers that describe, not measure; and val_*, which the last epoch has already.
+NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads", "val_accuracy", "val_loss"}
 
 # A store that is away may cost 10 s, not MLflow's default of minutes. Whoever sets these variables is heard.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")

@@ -1,0 +1,1 @@
+"""What people read: plots of a run, and the comparison as tables, plots and Markdown."""
