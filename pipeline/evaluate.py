@@ -80,7 +80,7 @@ def main() -> None:
     files.write_json(log.folder / "speed.json", speed)
     files.write_json(log.folder / "evaluation.json", evaluation)  # last: it makes the evaluation complete
     show(run, evaluation, speed, config.data.comparable)
-    tracking.mirror(record.load(run))
+    tracking.sync_run(record.load(run))
 
 
 def read_splits(data: params.Data) -> tuple[Split, Split]:

@@ -7,17 +7,17 @@ from pipeline.system import command
 
 
 def main() -> None:
-    """Mirrors every run of params.yaml's list, and the published results."""
+    """Syncs every run of params.yaml's list, and the published results."""
     loaded = [record.load(run) for run in params.read().runs]
-    runs = [run for run in loaded if run.training["status"] != "running"]  # killed; it will go on, or be made anew
+    runs = [run for run in loaded if run.training["status"] != "running"]  # killed; it will resume, or be made anew
     references = record.references()
-    if tracking.in_step([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
+    if tracking.in_sync([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
         return
     tracking.end_dead_runs()
     for name in references:
-        tracking.mirror_reference(name)
+        tracking.sync_reference(name)
     for run in runs:
-        tracking.mirror(run)
+        tracking.sync_run(run)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class EvaluateStage:
         (self.results / "history.csv").write_text("\n".join(rows) + "\n")
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["evaluate", "custom-0"])
-        monkeypatch.setattr(pipeline, "tracking", SimpleNamespace(mirror=self.logged.append), raising=False)
+        monkeypatch.setattr(pipeline, "tracking", SimpleNamespace(sync_run=self.logged.append), raising=False)
         monkeypatch.setattr(inference, "LATENCY_CALLS", 3)
         monkeypatch.setattr(inference, "THROUGHPUT_CALLS", 2)
 

@@ -21,6 +21,7 @@ from conftest import ROOT, sh, small_clone
 
 from pipeline import tracking
 from pipeline.records import checkpoint, record
+from pipeline.tracking import store
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -31,7 +32,7 @@ KILLS = int(os.environ.get("KILLS", "6"))  # of the random ones; `make test-faul
 @pytest.fixture
 def longer(project) -> Path:
     """The tiny project with a training of several epochs, with everything that is random in it."""
-    tracking.retry()  # each has a store of its own
+    store.reconnect()  # each has a store of its own
     tree = yaml.safe_load((project / "params.yaml").read_text())
     tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "crop_pixels": 4, "ema_decay": 0.9}
     tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
@@ -86,15 +87,15 @@ def whole(project: Path, cache: dict) -> dict:
         for name in ("results", "checkpoints", "mlruns"):
             subprocess.run(["rm", "-rf", project / name], check=True)
         (project / "mlflow.db").unlink()
-        tracking.retry()
+        store.reconnect()
     return cache
 
 
 def check_store(runs: int = 1) -> None:
     """Each finished run has each step of each metric once; none says RUNNING."""
-    tracking.retry()
+    store.reconnect()
     tracking.end_dead_runs()
-    client = tracking._client()
+    client = store.client()
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(found) == runs
     assert {run.info.status for run in found} == {"FINISHED"}
@@ -135,8 +136,8 @@ POINTS = {
     "before the model is saved": ("train", "save", 1, "before"),
     "between model and record": ("train", "save", 1, "after"),
     "before the checkpoints are removed": ("checkpoint", "clear", 1, "before"),
-    "while the store takes an epoch": ("tracking", "_find", 2, "after"),
-    "while the store takes the end": ("tracking", "_log_model", 1, "after"),
+    "while the store takes an epoch": ("runs", "find", 2, "after"),
+    "while the store takes the end": ("model", "log", 1, "after"),
 }
 
 
@@ -148,7 +149,8 @@ def test_training_killed_at(point, longer, uninterrupted):
         longer,
         f"""
         import os, signal
-        from pipeline import train, tracking
+        from pipeline import train
+        from pipeline.tracking import model, runs
         from pipeline.records import checkpoint
         does, calls = {module}.{name}, []
         def killing(*arguments, **named):
@@ -180,8 +182,8 @@ def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, lon
     said = process.communicate(timeout=60)[0]
     assert process.returncode == status
     assert "Traceback" not in said
-    tracking.retry()
-    client = tracking._client()
+    store.reconnect()
+    client = store.client()
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "KILLED"
     said = finish(longer)
@@ -300,21 +302,21 @@ def test_server_that(answer, longer, uninterrupted):
     epochs = json.loads((longer / "results/custom-0/training.json").read_text())["epochs"]
     assert max(epoch["epoch_seconds"] for epoch in epochs[1:]) < 10
     assert left(longer) == expected["left"]
-    tracking.retry()
-    tracking.mirror(record.load("custom-0"))
+    store.reconnect()
+    tracking.sync_run(record.load("custom-0"))
     check_store()
 
 
 def test_store_that_is_locked_meanwhile_is_completed_later(longer, uninterrupted):
     expected = whole(longer, uninterrupted)
-    tracking._client()  # makes it
+    store.client()  # makes it
     lock = sqlite3.connect(longer / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     said = finish(longer)
     lock.execute("ROLLBACK")
     assert "warning: MLflow could not log custom-0" in said
     assert left(longer) == expected["left"]
-    tracking.mirror(record.load("custom-0"))
+    tracking.sync_run(record.load("custom-0"))
     check_store()
 
 

@@ -17,9 +17,10 @@ import yaml
 from conftest import ROOT
 from factories import list_runs, report_files, write_run
 
-from pipeline import compare, fetch, sources, sync, tracking, train, workspace
+from pipeline import compare, fetch, sources, sync, train, workspace
 from pipeline.records import record
 from pipeline.system import command
+from pipeline.tracking import store
 
 pytestmark = pytest.mark.faults
 
@@ -156,9 +157,9 @@ def trained(project, monkeypatch, tensorflow):
     tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.setattr(sys, "argv", ["", "custom-0"])
-    tracking.retry()
+    store.reconnect()
     yield project
-    tracking.retry()
+    store.reconnect()
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +176,18 @@ def expected(project: Path, undisturbed: dict) -> tuple[bytes, bytes]:
     if not undisturbed:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
-            tracking.retry()
+            store.reconnect()
             command.run(train.main)
         undisturbed["left"] = left(project)
         shutil.rmtree(project / "results")
-        tracking.retry()
+        store.reconnect()
     return undisturbed["left"]
 
 
 def check_store() -> None:
     """One finished run, each step once, with its model."""
-    tracking.retry()
-    client = tracking._client()
+    store.reconnect()
+    client = store.client()
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (run,) = [run for run in found if run.data.tags.get("published") != "true"]
     assert run.info.status == "FINISHED"
@@ -265,7 +266,7 @@ class TestStore:
         small, add_epoch = disk(trained / "store", "16m"), record.Record.add_epoch
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/store/mlflow.db")
         if not full_from:
-            tracking._experiment()  # the store is there, and full
+            store.experiment_id()  # the store is there, and full
             small.fill()
 
         def fill(self, row, *rest):
@@ -280,7 +281,7 @@ class TestStore:
         assert "warning: MLflow could not" in said
         assert "Traceback" not in said
         small.empty()
-        tracking.retry()
+        store.reconnect()
         sync.main()
         check_store()
 
@@ -294,7 +295,7 @@ class TestStore:
         assert "warning: MLflow could not" in said
         assert "Traceback" not in said
         small.resize("16m")
-        tracking.retry()
+        store.reconnect()
         sync.main()
         check_store()
 

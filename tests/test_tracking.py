@@ -1,4 +1,4 @@
-"""The mirror says what the record says, however often and whenever it is asked."""
+"""The store says what the record says, however often and whenever it is asked."""
 
 import contextlib
 import threading
@@ -13,12 +13,14 @@ from pipeline import sync, tracking
 from pipeline.records import record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
+from pipeline.tracking import address, runs, store
+from pipeline.tracking import sync as tracking_sync
 
 
 @pytest.fixture
 def log(project) -> record.Record:
     """A finished run of three epochs, evaluated, without a model."""
-    tracking.retry()
+    store.reconnect()
     made = record.begin(
         "custom-0",
         "custom",
@@ -37,14 +39,14 @@ def log(project) -> record.Record:
     return record.load("custom-0")
 
 
-def runs():
-    client = tracking._client()
+def all_runs():
+    client = store.client()
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
 def state():
     """All that the store holds, by run."""
-    client = tracking._client()
+    client = store.client()
     return {
         run.info.run_id: (
             run.info.status,
@@ -57,14 +59,14 @@ def state():
                 for k in run.data.metrics
             },
         )
-        for run in runs()
+        for run in all_runs()
     }
 
 
-def test_mirroring_again_changes_nothing(log):
-    tracking.mirror(log)
+def test_syncing_again_changes_nothing(log):
+    tracking.sync_run(log)
     first = state()
-    tracking.mirror(log)
+    tracking.sync_run(log)
     assert state() == first
     ((status, started, ended, params, tags, metrics),) = first.values()
     assert (status, started, ended) == ("FINISHED", log.training["started_ms"], log.training["ended_ms"])
@@ -76,15 +78,15 @@ def test_mirroring_again_changes_nothing(log):
     assert metrics["latency_ms"][0][1] == 3.0
 
 
-def test_live_mirroring_epoch_by_epoch_gives_the_same_history(log):
+def test_live_syncing_epoch_by_epoch_gives_the_same_history(log):
     whole = (log.history, log.training["epochs"], log.training | {"status": "finished"})
     log.training |= {"status": "running"}
     for done in (1, 2):
         log.history, log.training["epochs"] = whole[0][:done], whole[1][:done]
-        tracking.mirror(log, live=True)
-        assert runs()[0].info.status == "RUNNING"
+        tracking.sync_run(log, live=True)
+        assert all_runs()[0].info.status == "RUNNING"
     log.history, log.training = whole[0], whole[2] | {"epochs": whole[1]}
-    tracking.mirror(log, live=True)
+    tracking.sync_run(log, live=True)
     ((status, *_, tags, metrics),) = state().values()
     assert status == "FINISHED"
     assert "replayed" not in tags
@@ -92,20 +94,20 @@ def test_live_mirroring_epoch_by_epoch_gives_the_same_history(log):
 
 
 def break_off(log, monkeypatch, method):
-    """Mirrors to a server that goes away in this method, and comes back."""
+    """Syncs to a server that goes away in this method, and comes back."""
 
     def fail(*_):
         raise OSError("the server went away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(tracking._client(), method, fail)
-        assert tracking.mirror(log) is None
-    tracking.retry()
+        broken.setattr(store.client(), method, fail)
+        assert tracking.sync_run(log) is None
+    store.reconnect()
 
 
-def test_mirror_that_broke_off_is_completed(log, monkeypatch):
+def test_sync_that_broke_off_is_completed(log, monkeypatch):
     break_off(log, monkeypatch, "set_terminated")
-    tracking.mirror(log)
+    tracking.sync_run(log)
     ((status, *_, metrics),) = state().values()
     assert status == "FINISHED"
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
@@ -113,14 +115,14 @@ def test_mirror_that_broke_off_is_completed(log, monkeypatch):
 
 def test_dataset_that_broke_off_is_logged_later(log, monkeypatch):
     break_off(log, monkeypatch, "log_inputs")
-    tracking.mirror(log)
-    (run,) = runs()
+    tracking.sync_run(log)
+    (run,) = all_runs()
     assert run.data.params["epochs"] == "3"
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
 
 
 def test_dataset_that_another_run_made_at_the_same_time_is_shared(log, monkeypatch, capfd):
-    log_inputs, calls = tracking._client().log_inputs, []
+    log_inputs, calls = store.client().log_inputs, []
 
     def lose_the_race(*arguments):
         calls.append(arguments)
@@ -128,10 +130,10 @@ def test_dataset_that_another_run_made_at_the_same_time_is_shared(log, monkeypat
             raise MlflowException("duplicate key value violates unique constraint")
         return log_inputs(*arguments)
 
-    monkeypatch.setattr(tracking._client(), "log_inputs", lose_the_race)
-    assert tracking.mirror(log)
+    monkeypatch.setattr(store.client(), "log_inputs", lose_the_race)
+    assert tracking.sync_run(log)
     assert "warning" not in capfd.readouterr().err
-    (run,) = runs()
+    (run,) = all_runs()
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
 
 
@@ -141,29 +143,29 @@ def list_custom_alone(project) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
 
-def test_mirror_stage_knows_without_mlflow_that_nothing_is_missing(log, project, monkeypatch):
+def test_sync_stage_knows_without_mlflow_that_nothing_is_missing(log, project, monkeypatch):
     list_custom_alone(project)
     sync.main()
-    assert {run.info.run_name for run in runs()} == {"custom-0", "published-base", "published-custom"}
+    assert {run.info.run_name for run in all_runs()} == {"custom-0", "published-base", "published-custom"}
     first = state()
 
     def fail():
         raise AssertionError("MLflow was asked")
 
     with monkeypatch.context() as without:
-        without.setattr(tracking, "_client", fail)
+        without.setattr(store, "client", fail)
         sync.main()
     assert state() == first
     (project / "mlflow.db").unlink()
-    tracking.retry()
+    store.reconnect()
     sync.main()
-    assert len(runs()) == 3
+    assert len(all_runs()) == 3
 
 
 def test_published_history_is_in_the_store(project):
-    tracking.retry()
-    tracking.mirror_reference("published-custom")
-    tracking.mirror_reference("published-custom")
+    store.reconnect()
+    tracking.sync_reference("published-custom")
+    tracking.sync_reference("published-custom")
     ((*_, metrics),) = state().values()
     assert [step for step, *_ in metrics["val_accuracy"]] == list(range(1, 51))
     assert metrics["val_accuracy"][-1][1] == 0.8239
@@ -171,31 +173,31 @@ def test_published_history_is_in_the_store(project):
 
 def test_run_inside_mlflow_run_is_a_child(log, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "parent")
-    tracking.mirror(log, live=True)
-    assert runs()[0].data.tags["mlflow.parentRunId"] == "parent"
+    tracking.sync_run(log, live=True)
+    assert all_runs()[0].data.tags["mlflow.parentRunId"] == "parent"
 
 
 def test_replayed_run_has_no_parent(log, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "parent")
-    tracking.mirror(log)
-    assert "mlflow.parentRunId" not in runs()[0].data.tags
+    tracking.sync_run(log)
+    assert "mlflow.parentRunId" not in all_runs()[0].data.tags
 
 
 def test_other_evaluation_of_the_same_training_replaces_the_run(log):
-    tracking.mirror(log)
+    tracking.sync_run(log)
     log.evaluation["test_accuracy"] = 0.7
     record.write_json(log.folder / "evaluation.json", log.evaluation)
-    tracking.mirror(log)
+    tracking.sync_run(log)
     ((*_, metrics),) = state().values()
     assert [value for _, value, _ in metrics["test_accuracy"]] == [0.7]
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
-def test_figures_of_another_model_are_not_shown(log):
+def test_metrics_of_another_model_are_not_shown(log):
     record.write_json(log.folder / "speed.json", log.speed | {"model_sha256": "of another"})
     log = record.load("custom-0")
-    tracking.mirror(log)
-    assert "test_accuracy" not in runs()[0].data.metrics
+    tracking.sync_run(log)
+    assert "test_accuracy" not in all_runs()[0].data.metrics
     assert not {"evaluation.json", "curves.png"} & {path.name for path in log.files()}
 
 
@@ -204,23 +206,23 @@ def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
     folders = [record.CHECKPOINTS / name for name in ("baseline-0", "custom-0")]  # `train` holds its own
     with file_lock(folders[0], ""), file_lock(folders[1], ""):
         for made in (first, second):
-            tracking.mirror(made, live=True)
+            tracking.sync_run(made, live=True)
         third = begun(log, "custom-0")
         tracking.Live(third, {"a.txt": "of no use"}).close(third)
-        assert {run.data.tags["record_id"]: run.info.status for run in runs()} == {
+        assert {run.data.tags["record_id"]: run.info.status for run in all_runs()} == {
             first.id: "RUNNING",  # its folder is locked: somebody trains there
             second.id: "KILLED",
             third.id: "RUNNING",
         }
 
 
-def test_run_of_a_dead_process_is_ended_by_the_mirror_stage(log, project):
+def test_run_of_a_dead_process_is_ended_by_the_sync_stage(log, project):
     list_custom_alone(project)
     sync.main()
     log.training |= {"status": "running", "record_id": "of a killed one"}
-    tracking.mirror(log, live=True)
+    tracking.sync_run(log, live=True)
     sync.main()
-    assert "RUNNING" not in [run.info.status for run in runs()]
+    assert "RUNNING" not in [run.info.status for run in all_runs()]
 
 
 def begun(log, name) -> record.Record:
@@ -231,17 +233,17 @@ def test_run_that_goes_on_is_the_same_run(log):
     rows, epochs = log.history, log.training["epochs"]
     log.history, log.training["epochs"] = rows[:2], epochs[:2]
     log.end("killed")
-    tracking.mirror(log, live=True)
-    assert runs()[0].info.status == "KILLED"
+    tracking.sync_run(log, live=True)
+    assert all_runs()[0].info.status == "KILLED"
     resumed = record.resume("custom-0", log.training, log.history)
     live = tracking.Live(resumed, {})
     resumed.history, resumed.training["epochs"] = rows, epochs
     live.update(resumed)
     live._records.put(None)
     live._thread.join()
-    assert runs()[0].info.status == "RUNNING"
+    assert all_runs()[0].info.status == "RUNNING"
     resumed.end("finished")
-    tracking.mirror(resumed, live=True)
+    tracking.sync_run(resumed, live=True)
     ((status, *_, tags, metrics),) = state().values()
     assert status == "FINISHED"
     assert tags["resumed_after_epochs"] == "2"
@@ -256,13 +258,35 @@ def test_store_that_failed_is_left_alone_for_a_while(log, monkeypatch, capfd):
         raise OSError("away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "_client", fail)
+        broken.setattr(store, "client", fail)
         for _ in range(5):
-            assert tracking.mirror(log, live=True) is None
+            assert tracking.sync_run(log, live=True) is None
     assert len(asked) == 1
     assert capfd.readouterr().err.count("warning:") == 1
-    tracking.retry()
-    assert tracking.mirror(log)
+    store.reconnect()
+    assert tracking.sync_run(log)
+
+
+def broken(*_):
+    raise KeyError("ours")
+
+
+def test_bug_of_ours_is_not_called_the_stores_failure(log, monkeypatch):
+    monkeypatch.setattr(runs, "find", broken)
+    with pytest.raises(KeyError, match="ours"):
+        tracking.sync_run(log)
+    live = tracking.Live(log, {})
+    with pytest.raises(KeyError, match="ours"):
+        live.close(log)
+
+
+@pytest.mark.parametrize(("epochs", "metrics"), [(1_000, 7), (1_000, 8), (3, 999), (1, 1_000), (0, 0)])
+def test_epochs_are_sent_whole_and_no_call_has_more_than_mlflow_takes(epochs, metrics):
+    sent = list(tracking_sync._batches([[(epoch, key) for key in range(metrics)] for epoch in range(epochs)]))
+    assert [metric for batch in sent for metric in batch] == [(e, m) for e in range(epochs) for m in range(metrics)]
+    for batch in sent:
+        assert len(batch) <= 1_000
+        assert len(batch) % metrics == 0
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", ""])
@@ -275,17 +299,17 @@ def test_damaged_record_is_named(log, name, text):
 
 def test_copies_inside_the_repository_share_its_store(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
+    assert address.store_uri() == f"sqlite:///{address.root()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert tracking.store_uri() == f"sqlite:///{tracking.root()}/mlflow.db"
-    copied = tracking.root() / ".workspaces/x/pipeline/tracking/__init__.py"
-    monkeypatch.setattr(tracking, "__file__", str(copied))
-    assert tracking.root() in copied.parents
-    assert tracking.root().joinpath("Makefile").exists()
+    assert address.store_uri() == f"sqlite:///{address.root()}/mlflow.db"
+    copied = address.root() / ".workspaces/x/pipeline/tracking/__init__.py"
+    monkeypatch.setattr(address, "__file__", str(copied))
+    assert address.root() in copied.parents
+    assert address.root().joinpath("Makefile").exists()
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("text", "shown"),
     [
         ("http://user:hunter2@host:1/x", "http://host:1/x"),
         ("http://user:hunt/er2@hunter2@host:1", "http://host:1"),
@@ -293,8 +317,8 @@ def test_copies_inside_the_repository_share_its_store(monkeypatch):
         ("http://host:1/x and http://host:2", "http://host:1/x and http://host:2"),
     ],
 )
-def test_address_is_shown_without_its_secrets(address, shown):
-    assert tracking._without_secrets(address) == shown
+def test_address_is_shown_without_its_secrets(text, shown):
+    assert address.without_secrets(text) == shown
 
 
 @pytest.mark.slow
@@ -305,18 +329,18 @@ def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch
 
     break_off(log, monkeypatch, "log_model_artifacts")
     for _ in range(2):
-        assert tracking.mirror(log)
-    (run,) = runs()
-    (model,) = tracking._client().search_logged_models([run.info.experiment_id])
+        assert tracking.sync_run(log)
+    (run,) = all_runs()
+    (model,) = store.client().search_logged_models([run.info.experiment_id])
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert model.status == "READY"
     assert model.params["epochs"] == "3"
-    assert tracking._client().search_logged_models(["0"]) == []
+    assert store.client().search_logged_models(["0"]) == []
 
 
 def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
-    experiment, barrier = tracking._experiment(), threading.Barrier(2)
-    create = tracking._client().create_run
+    experiment, barrier = store.experiment_id(), threading.Barrier(2)
+    create = store.client().create_run
 
     def create_together(*arguments):
         made = create(*arguments)
@@ -324,22 +348,22 @@ def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
             barrier.wait(2)
         return made
 
-    monkeypatch.setattr(tracking._client(), "create_run", create_together)
+    monkeypatch.setattr(store.client(), "create_run", create_together)
     with ThreadPoolExecutor(2) as pool:
-        making = [pool.submit(tracking._make_run, experiment, 1, {"record_id": "x"}, "x") for _ in range(2)]
+        making = [pool.submit(runs.make, experiment, 1, {"record_id": "x"}, "x") for _ in range(2)]
         made = {done.result().info.run_id for done in making}
-    assert {run.info.run_id for run in runs()} == made
+    assert {run.info.run_id for run in all_runs()} == made
     assert len(made) == 1
 
 
 def test_machine_is_watched_while_a_training_goes_on(log, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     made, end = begun(log, "custom-0"), time.monotonic() + 30
-    assert runs() == []  # makes the store
+    assert all_runs() == []  # makes the store
     live = tracking.Live(made, {})
-    while not any(name.startswith("system/") for run in runs() for name in run.data.metrics):
+    while not any(name.startswith("system/") for run in all_runs() for name in run.data.metrics):
         assert time.monotonic() < end
         time.sleep(0.1)
     made.end("finished")
     live.close(made)
-    assert [run.info.status for run in runs()] == ["FINISHED"]
+    assert [run.info.status for run in all_runs()] == ["FINISHED"]

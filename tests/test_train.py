@@ -17,13 +17,14 @@ from pipeline import tracking, train
 from pipeline.records import record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
+from pipeline.tracking import store
 from pipeline.training import dataset
 
 
 @pytest.fixture(autouse=True)
 def fresh_client():
     """Each test has a store of its own."""
-    tracking.retry()
+    store.reconnect()
 
 
 def run_training(monkeypatch, run="custom-0"):
@@ -38,7 +39,7 @@ def change(project, **values):
 
 
 def mlflow_run():
-    client = tracking._client()
+    client = store.client()
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return client, run
 
@@ -132,9 +133,9 @@ def test_store_that_is_away_is_completed_later(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run_training(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    tracking.retry()
+    store.reconnect()
     log = record.load("custom-0")
-    tracking.mirror(log)
+    tracking.sync_run(log)
     _, run = mlflow_run()
     assert run.data.tags["replayed"] == "true"
     assert run.info.start_time == log.training["started_ms"]

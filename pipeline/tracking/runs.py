@@ -1,0 +1,68 @@
+"""MLflow's runs, found by the record that they show; one run a record, whoever makes it."""
+
+import random
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.records import record as records
+from pipeline.records.record import Record
+from pipeline.system.file_lock import is_locked
+from pipeline.tracking import store
+
+RECORD_ID = "record_id"  # the tag that a run is found by
+LOCATION = "location"  # the tag that says where a run is being trained
+
+
+def find(experiment: str, record_id: str) -> Any:
+    """The run of this record, or None."""
+    return next(iter(_of_record(experiment, record_id)), None)
+
+
+def make(experiment: str, started_ms: int, tags: dict[str, str], name: str) -> Any:
+    """Makes a record's run; one only, however many processes make it at the same time.
+
+    A process that sees another's run beside its own deletes its own and, some time later, takes what is there. Of two
+    runs the later one's maker sees both: so two never stay.
+    """
+    while True:
+        made = store.client().create_run(experiment, started_ms, tags, name).info.run_id
+        found = _of_record(experiment, tags[RECORD_ID])
+        if [run.info.run_id for run in found] == [made]:
+            return found[0]
+        store.client().delete_run(made)
+        time.sleep(random.uniform(0.1, 1))
+        if run := find(experiment, tags[RECORD_ID]):
+            return run
+
+
+def _of_record(experiment: str, record_id: str) -> list:
+    return store.client().search_runs([experiment], f"tags.{RECORD_ID} = '{record_id}'", max_results=2)
+
+
+def end_dead(training: Record | None = None) -> None:
+    """Ends as killed what says RUNNING in the store, but is not, of this machine's training runs.
+
+    Args:
+        training: of this process, which holds the lock of its folder: nothing else runs there.
+    """
+    client = store.client()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        where = run.data.tags.get(LOCATION, "")
+        if training and run.data.tags.get(RECORD_ID) == training.id:
+            continue
+        if is_dead(where) or (training and where == location(training.run)):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def location(run: str) -> str:
+    """Where a training run runs: a machine and the folder that it locks. In the store only, not in the record."""
+    return f"{socket.gethostname()}:{Path.cwd() / records.CHECKPOINTS / run}"
+
+
+def is_dead(where: str) -> bool:
+    """Whether a location is of this machine and nobody trains there."""
+    host, _, folder = where.partition(":")
+    return host == socket.gethostname() and not is_locked(Path(folder))

@@ -1,0 +1,126 @@
+"""The connection to the store: what fails costs a warning and some seconds, never a training run."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.tracking import address, embedded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+EXPERIMENT = "cifar10"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page for training runs, not for chat bots
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
+
+# A store that is away may cost 10 s, not MLflow's default of minutes. Variables already set win.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print the password in the address
+
+
+@dataclass
+class _Pause:
+    seconds: float
+    until: float = 0.0
+
+
+_pause = _Pause(FIRST_PAUSE)
+
+
+def attempt(what: str, action: Callable[[], T]) -> T | None:
+    """Returns what `action` returns; if the store fails, warns on stderr in one line and returns None.
+
+    After a failure the store is left alone for a while, longer each time: a server that hangs costs a training run of
+    hours some minutes, not seconds of each epoch.
+    """
+    if time.monotonic() < _pause.until:
+        return None
+    try:
+        result = action()
+        _pause.seconds = FIRST_PAUSE
+        return result
+    except failures() as error:
+        _pause.until, _pause.seconds = time.monotonic() + _pause.seconds, min(2 * _pause.seconds, LONGEST_PAUSE)
+        reason = address.without_secrets(" ".join(str(error).split()))[:300]
+        print(
+            f"warning: MLflow could not {what} at {address.without_secrets(address.store_uri())} "
+            f"({type(error).__name__}: {reason}). "
+            "The record on disk is complete; `dvc repro` completes the store later.",
+            file=sys.stderr,
+        )
+        return None
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a store that fails raises: MLflow, its database, its bucket, the network, the disk. A bug is none of these.
+
+    requests' errors are OSErrors. Asked only after something was raised, so it costs no import.
+    """
+    import sqlite3
+
+    from alembic.util import CommandError
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+    from urllib3.exceptions import HTTPError
+
+    return (
+        *(OSError, sqlite3.Error, MlflowException, SQLAlchemyError, CommandError),
+        *(HTTPError, Boto3Error, BotoCoreError, ClientError),
+    )
+
+
+def reconnect() -> None:
+    """Forgets the store's failures and its connection: the next call tries again."""
+    _pause.seconds, _pause.until = FIRST_PAUSE, 0.0
+    client.cache_clear()
+
+
+@cache
+def client() -> "MlflowClient":
+    """The connection, made once; an embedded store is made if it is absent."""
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # it would print stack traces of what we warn of
+    database = address.database()
+    if database and not database.exists():
+        embedded.create(database)
+    made = MlflowClient(address.store_uri())
+    made.search_experiments(max_results=1)
+    return made
+
+
+def experiment_name() -> str:
+    """MLFLOW_EXPERIMENT_NAME, or ours."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def experiment_id() -> str:
+    """The experiment that MLflow's own variables name (`mlflow run` sets one), else ours; made if absent."""
+    from mlflow.exceptions import MlflowException
+
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return given
+    name = experiment_name()
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None:
+        # Beside the embedded store, as `mlflow ui` there would; where a server keeps files is its business.
+        database = address.database()
+        location = (database.parent / "mlruns" / name).as_uri() if database else None
+        try:
+            return client().create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+        except MlflowException:  # another process was faster
+            experiment = client().get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id

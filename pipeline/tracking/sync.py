@@ -1,0 +1,176 @@
+"""Record -> store: makes MLflow's run say what the record says, as often as it is called."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pipeline.records import record as records
+from pipeline.records.record import Record
+from pipeline.tracking import address, embedded, model, runs, store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+SYNCED = "record_digest"  # the tag that is set last: the digest of the record that the run shows
+TRAINING_METRICS = ("epoch_seconds", "images_per_second")
+# Numbers that describe, not measure; and val_*, which the last epoch has already.
+NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads", "val_accuracy", "val_loss"}
+MOST_METRICS = 1_000  # that MLflow takes in one call
+
+
+def sync_run(record: Record, live: bool = False) -> str | None:
+    """Makes MLflow's run of this record say what the record says. Idempotent.
+
+    Args:
+        record: of a training run, running or ended.
+        live: it is being trained now; otherwise a run that is made here is marked as replayed.
+
+    Returns:
+        The MLflow run's id, or None if the store failed.
+    """
+    return store.attempt(f"log {record.run}", lambda: _sync_run(record, live))
+
+
+def end_dead_runs() -> None:
+    """Ends as killed what says RUNNING in the store, but is not, of this machine's training runs."""
+    store.attempt("end dead runs", runs.end_dead)
+
+
+def in_sync(digests: Iterable[str]) -> bool:
+    """Whether the embedded store is known to show all these records, and to call nothing RUNNING that is not."""
+    database = address.database()
+    if database is None or not database.exists():
+        return False
+    try:
+        with embedded.reading(database) as connection:
+            synced = connection.execute(
+                "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
+                "ON experiments.experiment_id = runs.experiment_id WHERE tags.key = ? "
+                "AND runs.lifecycle_stage = 'active' AND ? IN (experiments.name, experiments.experiment_id)",
+                (SYNCED, os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_name()),
+            ).fetchall()
+            running = connection.execute(
+                "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
+                "WHERE tags.key = ? AND runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'",
+                (runs.LOCATION,),
+            ).fetchall()
+    except sqlite3.Error:
+        return False
+    return set(digests) <= {value for (value,) in synced} and not any(runs.is_dead(where) for (where,) in running)
+
+
+def _sync_run(record: Record, live: bool) -> str:
+    from mlflow.entities import Metric, RunTag
+
+    client, training = store.client(), record.training
+    experiment = store.experiment_id()
+    totals = {
+        key: float(value)
+        for key, value in (record.evaluation | record.speed).items()
+        if isinstance(value, int | float) and key not in NOT_METRICS
+    }
+    run = runs.find(experiment, record.id)
+    if run and any(run.data.metrics.get(key, value) != value for key, value in totals.items()):
+        # It was evaluated otherwise: a second value would stand beside the first, and the later one would win.
+        client.delete_run(run.info.run_id)
+        run = None
+    if run is None:
+        tags = _tags(record, live) | ({} if live else {"replayed": "true"})
+        name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
+        run = runs.make(experiment, training["started_ms"], tags, name)
+    run_id, digest = run.info.run_id, record.digest()
+    if run.data.tags.get(SYNCED) == digest:
+        return run_id
+    if live and training["status"] == "running" and run.info.status != "RUNNING":
+        client.update_run(run_id, "RUNNING")  # it resumes after it was ended
+    if not run.inputs.dataset_inputs:
+        _log_inputs(run_id, record)
+    if after := training.get("resumed_after_epochs"):
+        tags = {"resumed_after_epochs": ", ".join(map(str, after))}
+        tags |= {runs.LOCATION: runs.location(record.run)} if live else {}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _log_epochs(run_id, record)
+    if totals:  # without steps: MLflow draws bars
+        evaluated_ms = record.speed["evaluated_ms"]
+        client.log_batch(run_id, metrics=[Metric(key, value, evaluated_ms, 0) for key, value in totals.items()])
+    if training["status"] == "running":
+        return run_id
+    for path in record.files():
+        client.log_artifact(run_id, str(path))
+    if training["status"] == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
+        model.log(experiment, run_id, record, _params(record))
+    client.set_terminated(run_id, training["status"].upper(), training["ended_ms"])
+    client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
+    return run_id
+
+
+def _log_epochs(run_id: str, record: Record) -> None:
+    """Logs the epochs that the store lacks; each whole or not at all, so that `loss` speaks for all its metrics."""
+    from mlflow.entities import Metric
+
+    client = store.client()
+    there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+    times = {row["epoch"]: row for row in record.training["epochs"]}
+    epochs = []
+    for row in record.history:
+        step = int(row["epoch"])
+        if step not in there and (time := times.get(step)):
+            metrics = {key: value for key, value in row.items() if key != "epoch"}
+            metrics |= {key: time[key] for key in TRAINING_METRICS}
+            epochs.append([Metric(key, value, time["ended_ms"], step) for key, value in metrics.items()])
+    for batch in _batches(epochs):
+        client.log_batch(run_id, metrics=batch)
+
+
+def _batches(epochs: list[list["Metric"]]) -> Iterator[list["Metric"]]:
+    """As many whole epochs as fit into one call."""
+    size = MOST_METRICS // max(map(len, epochs), default=1)
+    for start in range(0, len(epochs), size):
+        yield list(chain.from_iterable(epochs[start : start + size]))
+
+
+def _tags(record: Record, live: bool) -> dict[str, str]:
+    training, environment = record.training, record.training["environment"]
+    tags = {runs.RECORD_ID: record.id, "run": record.run}
+    tags |= {key: str(training[key]) for key in ("recipe", "model", "seed")}
+    tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
+    tags |= {"mlflow.source.git.commit": environment["commit"], "mlflow.source.name": f"train@{record.run}"}
+    tags |= {"mlflow.source.type": "LOCAL"}
+    if not training["comparable"]:
+        tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
+    if live:
+        tags[runs.LOCATION] = runs.location(record.run)
+    parent = os.environ.get("MLFLOW_RUN_ID")  # we are inside `mlflow run`
+    if live and parent:
+        tags["mlflow.parentRunId"] = parent
+    return tags
+
+
+def _params(record: Record) -> dict[str, str]:
+    return {key: str(value) for key, value in record.training["params"].items()}
+
+
+def _log_inputs(run_id: str, record: Record) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.exceptions import MlflowException
+
+    from pipeline.sources import ARCHIVE_URL
+
+    client, training = store.client(), record.training
+    client.log_batch(run_id, params=[Param(key, value) for key, value in _params(record).items()])
+    sizes = {key: training["params"][key] for key in ("train_images", "val_images")}
+    data = Dataset(
+        name="cifar10",
+        digest=training["environment"]["data_hash"],
+        source_type="http",
+        source=json.dumps({"url": ARCHIVE_URL}),
+        profile=json.dumps(sizes),
+    )
+    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:  # another process was faster to make the data set that they share
+        client.log_inputs(run_id, inputs)
