@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import tracking
 from pipeline.config import params
 from pipeline.records import checkpoint, fingerprint, keras_file, record
-from pipeline.system import command
+from pipeline.system import command, provenance
 from pipeline.system.command import PipelineError
 from pipeline.system.dvc_parent import end_with_dvc
 from pipeline.system.file_lock import file_lock
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.training.dataset import Split
 
 TIMEOUT = 60.0  # seconds, for a training process to end whose DVC is gone
-OUTPUTS = (":(top,exclude)results", ":(top,exclude)report", ":(top,exclude)dvc.lock")
 
 
 def main() -> None:
@@ -40,6 +38,8 @@ def main() -> None:
     config.check_run(run)
     recipe = config.recipe_of(run)
 
+    if warning := provenance.read().warning():
+        print(f"warning: {warning}", file=sys.stderr)
     # TensorFlow takes seconds to import: a typo in params.yaml has been answered by now.
     end_with_dvc()
     import_tensorflow()
@@ -207,23 +207,8 @@ def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
     from pipeline.system import device
 
     experiment = {"dvc_experiment": os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
-    return {**commit(), **experiment, "data_hash": data_hash, **machine.fingerprint(), **device.versions()}
-
-
-def commit() -> dict[str, Any]:
-    """The commit that is checked out, and whether tracked files differ from it; `none` outside of git."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # What this very pipeline run writes does not make the tree dirty.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *OUTPUTS)
-        committed = params.parse_text(git("show", "HEAD:params.yaml"), "params.yaml of HEAD")
-        # A copy of the working files has params of its own, which git does not see.
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed) or committed != params.parse("params.yaml")}
-    except (OSError, subprocess.CalledProcessError, PipelineError):
-        return {"commit": "none", "dirty": True}
+    origin = provenance.read().as_tags()
+    return {**origin, **experiment, "data_hash": data_hash, **machine.fingerprint(), **device.versions()}
 
 
 if __name__ == "__main__":
