@@ -63,6 +63,8 @@ def test_flat_uses_the_names_of_the_file(tree):
         ("runs", {}, "runs: received {}; allowed: a mapping with at least one run"),
         ("runs.custom-0.recipe", "x", "runs.custom-0.recipe: received 'x'; allowed: one of baseline, custom"),
         ("runs.custom-0.model", "baseline", "runs.custom-0.model: received 'baseline'; allowed: 'custom'"),
+        ("runs", {"lr-0.01": 3}, "runs.lr-0.01: received the name 'lr-0.01'; allowed: a name of 1 to 64"),
+        ("recipes", {"lr-0.01": 3}, "no dot, which DVC reads as a path"),
         ("runs.Custom/0", {"recipe": "custom", "model": "custom", "seed": 0}, "received the name 'Custom/0'"),
         (
             "data.train_images",
@@ -111,6 +113,19 @@ def test_absent_file_is_said(tmp_path):
 
 def test_numbers_mean_what_they_mean_to_dvc():
     assert params.parse_text("[5e-4, 1e3, .5, 007, off, 'x', ~]", "text") == [5e-4, 1e3, 0.5, 7, "off", "x", None]
+
+
+def test_recipe_takes_over_another_and_changes_a_value(tree):
+    text = TEXT.replace("  custom:  ", "  custom: ").replace("\n  custom:\n", "\n  custom: &custom\n", 1)
+    text = text.replace("\nruns:", "\n  smoothed: {<<: *custom, label_smoothing: 0.1}\n\nruns:", 1)
+    recipes = params.check(params.parse_text(text, "text")).recipes
+    assert recipes["smoothed"].model_dump() == recipes["custom"].model_dump() | {"label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: [1", "a: 1\nb: *c", "a: 1\na: 2", "a: 1\nb: !x 2"])
+def test_line_of_the_fault_is_named(text):
+    with pytest.raises(PipelineError, match=r"^text is not valid YAML: line 2: "):
+        params.parse_text(text, "text")
 
 
 @in_its_own_time
@@ -186,6 +201,12 @@ HOSTILE = {
     "a mapping that holds itself": "&a\ndata: *a",
     "recipes that hold themselves": "recipes: &a {b: *a}",
     "merges that double": "a: &a {b: 1}\n" * 20 + "data: {!!merge x: [*a, *a]}",
+    "merges that double 60 times": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60)),
+    "merges that grow": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: *a{i - 1}, x: 1}}\n" for i in range(1, 5_000)),
+    "a key given twice, its value an alias that doubles": "a0: &a0 [x, x]\n"
+    + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    + "a59: *a59",
     "a Python object": "!!python/object/apply:os.system ['touch evil']",
     "a tag of a date": "!!timestamp never",
     "a tag of a number": "!!int ''",
@@ -213,10 +234,10 @@ HOSTILE = {
 def test_hostile_text_is_refused_in_one_short_line_and_soon(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(text)
-    began = time.monotonic()
+    began = time.process_time()  # a busy machine is no failure
     with pytest.raises(PipelineError, match=r"^params\.yaml") as raised:
         params.read()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert is_one_line(raised.value)
     assert len(str(raised.value)) < 600
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]

@@ -1,14 +1,16 @@
 """params.yaml -> frozen, validated objects. The only reader of that file; imports no TensorFlow."""
 
 import difflib
-import re
 import typing
-from collections import Counter
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scanner import Scanner, ScannerError
 
 from pipeline import models
 from pipeline.records import record
@@ -17,6 +19,7 @@ from pipeline.system.command import PipelineError, plain, shown
 from pipeline.training.cifar10 import TEST_IMAGES, TRAIN_IMAGES
 
 MOST_BYTES = 1_000_000  # of a params file: thousands of runs
+MOST_MERGED_KEYS = 100  # that `<<` adds to a mapping: a recipe has some twenty
 
 
 def _whole(low: int, high: int, **more: Any) -> Any:
@@ -37,8 +40,9 @@ def _choice(*values: str) -> Any:
 Name = Annotated[
     str,
     Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        description="a name of 1 to 64 lower-case letters, digits, '.', '_' and '-', the first a letter or a digit",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="a name of 1 to 64 lower-case letters, digits, '_' and '-', the first a letter or a digit; "
+        "no dot, which DVC reads as a path",
     ),
 ]
 
@@ -172,10 +176,17 @@ def parse(path: str | Path) -> Any:
 
 
 def parse_text(text: str, source: str) -> Any:
-    """The values of YAML text; `source` is named in errors. Raises PipelineError if it is not YAML."""
+    """The values of YAML text as DVC reads it; `source` is named in errors. Raises PipelineError if it is not YAML."""
+    parser = YAML(typ="safe", pure=True)
+    parser.Scanner, parser.Constructor = _Scanner, _Constructor
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor of a name given before
+            return parser.load(text)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise PipelineError(f"{source} is not valid YAML: {line}{' '.join(str(error.problem).split()):.300}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{source} is not valid YAML: {' '.join(str(error).split()):.300}") from None
 
 
@@ -276,36 +287,27 @@ def _describe(annotated: Any) -> str:
     return typing.get_args(annotated)[1].description
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it (1.2): `5e-4` is a number, `off` is text, a key given twice is an error. Tags are too."""
+class _Scanner(Scanner):
+    """Refuses tags: they make other types of values than the ones above, and fail in ways of their own."""
 
     def scan_tag(self) -> Any:
-        """Tags make other types of values than the ones below, and fail in ways of their own."""
-        raise yaml.scanner.ScannerError(None, None, "a tag, which begins with '!', is not allowed", self.get_mark())
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key, times in Counter(keys).items() if times > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        raise ScannerError(None, None, "a tag, which begins with '!', is not allowed", self.reader.get_mark())
 
 
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,30}$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?$|^[-+]?\.[0-9]+([eE][-+][0-9]+)?$"
-        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten, not eight
+class _Constructor(SafeConstructor):
+    """Names a key given twice without its value, and bounds `<<`: either may hold aliases that double many times."""
+
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:
+            raise ConstructorError(None, None, f"the key {shown(key)} is given twice", key_node.start_mark)
+        return True
+
+    def flatten_mapping(self, node: Any) -> Any:
+        written = len(node.value)
+        super().flatten_mapping(node)
+        if len(node.value) > written + MOST_MERGED_KEYS:
+            problem = f"'<<' adds more than {MOST_MERGED_KEYS} keys"
+            raise ConstructorError(None, None, problem, node.start_mark)
 
 
 def main() -> None:
