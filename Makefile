@@ -1,22 +1,32 @@
 # Needs Python 3.11 to 3.13, git and make. Everything is installed in .venv, whatever environment is active.
+# PYTHON=python3.12 and GPU=1 (GPU=0: none) are chosen once: the last set-up's choice holds until another is made.
+-include .venv/chosen.mk
 PYTHON ?= python3
-LOCK := $(if $(GPU),requirements-gpu.txt,requirements.txt)
+LOCK := $(if $(filter-out 0,$(GPU)),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
 .PHONY: setup run repro test test-slow test-faults test-servers lint bench ui lock clean
 
-setup: .venv/$(LOCK).installed
+setup: .venv/installed
 
+ifneq ($(CHOSEN),$(PYTHON) $(LOCK))
+.PHONY: .venv/installed
+endif
+# The interpreter is looked for outside .venv; another one than the environment's makes the environment anew.
 # uv installs a locked environment in seconds; it is itself in the lock, so pip can check its hash.
-.venv/$(LOCK).installed: $(LOCK)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; choose another with: make setup PYTHON=python3.12")'
-	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+.venv/installed: $(LOCK)
+	@set -e; PATH=$$(echo "$$PATH" | tr : '\n' | grep -vxF "$$PWD/.venv/bin" | paste -s -d : -); \
+	$(PYTHON) -c '' || { echo 'error: $(PYTHON) does not run; choose another Python with: make setup PYTHON=python3.12' >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; choose another with: make setup PYTHON=python3.12")'; \
+	$(PYTHON) -c 'import ensurepip, venv' || { echo 'error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }; \
+	which='import sys; print(sys.version, sys.base_prefix)'; \
+	test "$$(.venv/bin/python -c "$$which" 2>/dev/null)" = "$$($(PYTHON) -c "$$which")" || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > .venv/uv.txt
 	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	uv pip sync --quiet --python .venv --compile-bytecode --require-hashes $(LOCK)
-	rm -f .venv/*.installed && touch $@
+	@printf '%s\n' 'PYTHON ?= $(PYTHON)' 'GPU ?= $(GPU)' 'CHOSEN := $(PYTHON) $(LOCK)' > .venv/chosen.mk
+	@touch $@
 
 run: setup ## show the recorded results, then train all models on a part of the data, in minutes
 	python -m pipeline.compare --show
