@@ -57,7 +57,7 @@ def load(config: params.Params) -> dict[str, Record]:
             problem = "has no record"
         else:
             records[run] = loaded = record.load(run)
-            recipe, seed, status = (loaded.training[key] for key in ("recipe", "seed", "status"))
+            recipe, seed, status = (getattr(loaded.training, key) for key in ("recipe", "seed", "status"))
             if status != "finished":
                 problem = f"has the status {status!r}"
             elif (recipe, seed) != (listed.recipe, listed.seed):
@@ -77,8 +77,8 @@ def _missing(loaded: Record) -> list[str]:
     environment = ("device", "threads", "processor", "precision", "tensorflow", "keras")
     return [
         *(key for key in metrics if key not in loaded.evaluation),
-        *(key for key in environment if key not in loaded.training["environment"]),
-        *(key for key in SPLITS if not isinstance(loaded.training["params"].get(key), int)),
+        *(key for key in environment if key not in loaded.training.environment),
+        *(key for key in SPLITS if not isinstance(loaded.training.params.get(key), int)),
     ]
 
 

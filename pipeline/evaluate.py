@@ -29,7 +29,7 @@ def main() -> None:
     config = params.read()
     config.check_run(run)
     log = record.load(run)
-    if (status := log.training["status"]) != "finished":  # a model file beside it belongs to an earlier training run
+    if (status := log.training.status) != "finished":  # a model file beside it belongs to an earlier training run
         raise PipelineError(f"the training run {run} is {status}, not finished: train it with `dvc repro train@{run}`")
 
     import_tensorflow()

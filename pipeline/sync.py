@@ -9,7 +9,7 @@ from pipeline.system import command
 def main() -> None:
     """Syncs every run of params.yaml's list, and the published results."""
     loaded = [record.load(run) for run in params.read().runs]
-    runs = [run for run in loaded if run.training["status"] != "running"]  # killed; it will resume, or be made anew
+    runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
     references = record.references()
     if tracking.in_sync([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
         return

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import tracking
 from pipeline.config import params
@@ -162,7 +162,8 @@ class EpochRecorder:
 @contextlib.contextmanager
 def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
     """Records how the training run ended, and why if it did not finish, on disk and in MLflow."""
-    status, reason = "failed", ""
+    status: Literal["finished", "failed", "killed"] = "failed"
+    reason = ""
     try:
         yield
         status = "finished"

@@ -57,7 +57,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
         PipelineError: the record is not of params.yaml's values, or of other data.
     """
     log = record.load(run)
-    recorded, ours = log.training["params"], params.read().flat(run)
+    recorded, ours = log.training.params, params.read().flat(run)
     if differing := [key for key in recorded if recorded[key] != ours.get(key)]:
         key = differing[0]
         raise PipelineError(
@@ -67,7 +67,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     replay.copy_code(folder)
     trace = replay.train(folder, run, epochs, "this code")
     theirs = replay.Trace("the record", log.training, log.history[: len(trace.history)])
-    where, there = trace.training["environment"], log.training["environment"]
+    where, there = trace.training.environment, log.training.environment
     if where["data_hash"] != there.get("data_hash"):
         raise PipelineError(f"{run}: the data is not that of the record: fetch it again with `dvc repro --force fetch`")
     epochs = len(trace.history)

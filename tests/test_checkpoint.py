@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import checkpoint
 from pipeline.records.checkpoint import Checkpoint, DamagedError
+from pipeline.records.record import Training
 
 fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FINGERPRINT = {"recipe": "custom", "learning_rate": 0.1, "comparable": True, "code": "1a2b"}
@@ -38,7 +39,9 @@ VALUES = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(3, np.int64)]
 
 def at(epoch, fingerprint=FINGERPRINT):
     figures = {"loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
-    return Checkpoint(fingerprint, TRAINING, [{"epoch": number, **figures} for number in range(1, epoch + 1)], VALUES)
+    return Checkpoint(
+        fingerprint, Training(**TRAINING), [{"epoch": number, **figures} for number in range(1, epoch + 1)], VALUES
+    )
 
 
 def signed(body):

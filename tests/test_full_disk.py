@@ -208,7 +208,7 @@ class TestTrain:
         for epoch in range(1, EPOCHS + 1):
             assert (f"warning: epoch {epoch} is not on disk ([Errno 28] {FULL}" in said) == (epoch in warned)
         assert not list((trained / "checkpoints").rglob("*.ckpt")) + list((trained / "checkpoints").rglob(".*.partial"))
-        assert record.load("custom-0").training["status"] == "finished"
+        assert record.load("custom-0").training.status == "finished"
 
     @pytest.mark.parametrize("size", ["64k", "300k", "600k"])  # nothing of the model; a part; the first of two copies
     def test_model_does_not_fit(self, trained, undisturbed, disk, capfd, size):
@@ -219,7 +219,7 @@ class TestTrain:
         assert FULL in said
         assert "`dvc repro` resumes after the last finished epoch" in said
         assert names(trained / "results/custom-0") == {"history.csv", "training.json"}
-        assert record.load("custom-0").training["status"] == "failed"
+        assert record.load("custom-0").training.status == "failed"
         capfd.readouterr()
 
         small.resize("4m")

@@ -69,23 +69,24 @@ def test_syncing_again_changes_nothing(log):
     tracking.sync_run(log)
     assert state() == first
     ((status, started, ended, params, tags, metrics),) = first.values()
-    assert (status, started, ended) == ("FINISHED", log.training["started_ms"], log.training["ended_ms"])
+    assert (status, started, ended) == ("FINISHED", log.training.started_ms, log.training.ended_ms)
     assert params["epochs"] == "3"
     assert tags["replayed"] == "true"
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
-    assert [time for *_, time in metrics["loss"]] == [row["ended_ms"] for row in log.training["epochs"]]
+    assert [time for *_, time in metrics["loss"]] == [row.ended_ms for row in log.training.epochs]
     assert metrics["test_accuracy"][0][:2] == (0, 0.8)
     assert metrics["latency_ms"][0][1] == 3.0
 
 
 def test_live_syncing_epoch_by_epoch_gives_the_same_history(log):
-    whole = (log.history, log.training["epochs"], log.training | {"status": "finished"})
-    log.training |= {"status": "running"}
+    whole = (log.history, log.training.epochs)
+    log.training.status = "running"
     for done in (1, 2):
-        log.history, log.training["epochs"] = whole[0][:done], whole[1][:done]
+        log.history, log.training.epochs = whole[0][:done], whole[1][:done]
         tracking.sync_run(log, live=True)
         assert all_runs()[0].info.status == "RUNNING"
-    log.history, log.training = whole[0], whole[2] | {"epochs": whole[1]}
+    log.history, log.training.epochs = whole
+    log.training.status = "finished"
     tracking.sync_run(log, live=True)
     ((status, *_, tags, metrics),) = state().values()
     assert status == "FINISHED"
@@ -219,25 +220,25 @@ def test_run_of_a_dead_process_is_ended_by_the_next_training(log):
 def test_run_of_a_dead_process_is_ended_by_the_sync_stage(log, project):
     list_custom_alone(project)
     sync.main()
-    log.training |= {"status": "running", "record_id": "of a killed one"}
+    log.training.status, log.training.record_id = "running", "of a killed one"
     tracking.sync_run(log, live=True)
     sync.main()
     assert "RUNNING" not in [run.info.status for run in all_runs()]
 
 
 def begun(log, name) -> record.Record:
-    return record.begin(name, "custom", log.training["params"], True, log.training["environment"])
+    return record.begin(name, "custom", log.training.params, True, log.training.environment)
 
 
 def test_run_that_goes_on_is_the_same_run(log):
-    rows, epochs = log.history, log.training["epochs"]
-    log.history, log.training["epochs"] = rows[:2], epochs[:2]
+    rows, epochs = log.history, log.training.epochs
+    log.history, log.training.epochs = rows[:2], epochs[:2]
     log.end("killed")
     tracking.sync_run(log, live=True)
     assert all_runs()[0].info.status == "KILLED"
     resumed = record.resume("custom-0", log.training, log.history)
     live = tracking.Live(resumed, {})
-    resumed.history, resumed.training["epochs"] = rows, epochs
+    resumed.history, resumed.training.epochs = rows, epochs
     live.update(resumed)
     live._records.put(None)
     live._thread.join()
@@ -325,7 +326,7 @@ def test_address_is_shown_without_its_secrets(text, shown):
 def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch):
     model = tensorflow.keras.Sequential([tensorflow.keras.Input((32, 32, 3)), tensorflow.keras.layers.Flatten()])
     model.save(log.model_file)
-    log.training["environment"] |= dict.fromkeys(("tensorflow", "keras", "mlflow"), "1")
+    log.training.environment |= dict.fromkeys(("tensorflow", "keras", "mlflow"), "1")
 
     break_off(log, monkeypatch, "log_model_artifacts")
     for _ in range(2):

@@ -49,8 +49,8 @@ def test_training_leaves_record_model_and_run(project, monkeypatch):
     run_training(monkeypatch)
     log = record.load("custom-0")
     assert [row["epoch"] for row in log.history] == [1, 2]
-    assert log.training["status"] == "finished"
-    assert log.training["environment"]["device"] == "CPU"
+    assert log.training.status == "finished"
+    assert log.training.environment["device"] == "CPU"
     model = keras.saving.load_model(log.model_file)
     assert model.count_params() == 92_027
     assert model.dtype_policy.name == "float32"
@@ -62,7 +62,7 @@ def test_training_leaves_record_model_and_run(project, monkeypatch):
     assert run.info.run_name == "custom-0"
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "2"
-    assert run.data.tags["data_hash"] == log.training["environment"]["data_hash"]
+    assert run.data.tags["data_hash"] == log.training.environment["data_hash"]
     assert run.data.tags["mlflow.note.content"] == record.NOT_COMPARABLE
     assert run.inputs.dataset_inputs[0].dataset.name == "cifar10"
     for key in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second", "epoch_seconds"):
@@ -122,7 +122,7 @@ def test_interrupted_training_is_killed_not_running(project, monkeypatch):
 def test_store_that_is_away_costs_a_warning(project, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
     run_training(monkeypatch)
-    assert record.load("custom-0").training["status"] == "finished"
+    assert record.load("custom-0").training.status == "finished"
     assert (project / "results/custom-0/model.keras").exists()
     warnings = capfd.readouterr().err
     assert "warning: MLflow could not log custom-0 at http://127.0.0.1:9" in warnings
@@ -138,8 +138,8 @@ def test_store_that_is_away_is_completed_later(project, monkeypatch):
     tracking.sync_run(log)
     _, run = mlflow_run()
     assert run.data.tags["replayed"] == "true"
-    assert run.info.start_time == log.training["started_ms"]
-    assert run.info.end_time == log.training["ended_ms"]
+    assert run.info.start_time == log.training.started_ms
+    assert run.info.end_time == log.training.ended_ms
 
 
 def test_missing_data_is_named_with_the_fix(project, monkeypatch):

@@ -24,7 +24,23 @@ HERE = {"data_hash": "d", "processor": "this", "threads": 2, "tensorflow": "2.21
 def trace(name="this code", digests=("a", "b"), states=None, environment=HERE, **changed):
     """Two epochs; `changed` replaces metrics of the second."""
     rows = [dict(ROWS[0]), ROWS[1] | changed]
-    training = {"epochs": [{"weights_digest": digest} for digest in digests], "environment": environment, "params": {}}
+    training = record.Training(
+        record_id="1",
+        run="custom-0",
+        status="finished",
+        recipe="custom",
+        model="custom",
+        seed=0,
+        params={},
+        comparable=True,
+        started_ms=0,
+        ended_ms=1,
+        epochs=[
+            record.EpochLog(epoch=number, ended_ms=1, epoch_seconds=1.0, images_per_second=1.0, weights_digest=digest)
+            for number, digest in enumerate(digests, 1)
+        ],
+        environment=environment,
+    )
     return replay.Trace(name, training, rows, states or {})
 
 
@@ -88,7 +104,7 @@ class TestAgainstRecord:
 
     def test_record_of_other_params_is_refused(self, recorded):
         other = trace()
-        other.training["params"] = {"learning_rate": 0.5}
+        other.training.params = {"learning_rate": 0.5}
         with pytest.raises(PipelineError, match=r"learning_rate is 0.01 in params.yaml and 0.5 in the record"):
             recorded(other, trace())
 

@@ -27,13 +27,13 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         fingerprint: what its weights depend on: params, data, device, versions, code; flat.
-        training: `training.json` of its record.
+        training: of its record.
         history: its epochs.
         values: the arrays of `loop.State`.
     """
 
     fingerprint: dict[str, Any]
-    training: dict[str, Any]
+    training: record.Training
     history: list[dict[str, float]]
     values: list[np.ndarray]
 
@@ -49,7 +49,13 @@ class DamagedError(Exception):
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Adds a checkpoint to the run's folder, whole or not at all; only then removes the third last one."""
-    header = json.dumps({key: getattr(checkpoint, key) for key in ("fingerprint", "training", "history")}).encode()
+    header = json.dumps(
+        {
+            "fingerprint": checkpoint.fingerprint,
+            "training": checkpoint.training.as_json(),
+            "history": checkpoint.history,
+        }
+    ).encode()
     body = io.BytesIO()
     arrays: dict[str, Any] = {f"{place:05}": value for place, value in enumerate(checkpoint.values)}
     np.savez(body, header=np.frombuffer(header, np.uint8), **arrays)
@@ -102,7 +108,7 @@ def read(path: Path) -> Checkpoint:
             values = [arrays[name] for name in sorted(arrays.files) if name != "header"]
         if not isinstance(header["fingerprint"], dict) or not all(isinstance(value, np.ndarray) for value in values):
             raise DamagedError("it holds something else")
-        training, history = record.check_training(header["training"]), record.check_history(header["history"])
+        training, history = files.parse(header["training"], record.Training), record.check_history(header["history"])
         return Checkpoint(header["fingerprint"], training, history, values)
     except DamagedError:
         raise

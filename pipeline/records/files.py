@@ -5,7 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,9 @@ class Content(BaseModel):
     """What a file must hold that is read again. It may hold more."""
 
     model_config = ConfigDict(strict=True)
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def read(path: Path, max_bytes: int) -> bytes:
@@ -41,17 +44,17 @@ def read_json(path: Path, kind: type[BaseModel] = Content) -> dict[str, Any]:
         PipelineError: it is not that.
     """
     try:
-        text = read(path, MAX_BYTES).decode("utf-8")
-        return check(json.loads(text, parse_constant=_finite, parse_float=_finite), kind)
+        content = json.loads(read(path, MAX_BYTES).decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+        parse(content, kind)
+        return content
     except (OSError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} cannot be read ({error}); restore it with git, or make it again") from None
 
 
-def check(content: Any, kind: type[BaseModel]) -> dict[str, Any]:
-    """The content as it is. Raises ValueError, of one line, unless it holds what that kind of file must hold."""
+def parse(content: Any, kind: type[Kind]) -> Kind:
+    """The content, typed. Raises ValueError, of one line, unless it holds what that kind of file must hold."""
     try:
-        kind.model_validate(content)
-        return content
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(plain, first["loc"])) or "it"

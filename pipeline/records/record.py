@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.records.files import MAX_BYTES, Content, check, read, read_json, sha256, write, write_json
+from pipeline.records.files import MAX_BYTES, Content, parse, read, read_json, sha256, write, write_json
 from pipeline.system.command import PipelineError, shown
 from pipeline.training.cifar10 import FILE_BYTES
 
@@ -47,7 +47,9 @@ class _Row(Content):
     val_accuracy: Fraction
 
 
-class _EpochTime(Content):
+class EpochLog(Content):
+    """When an epoch ended and how fast it was; `weights_digest` is absent from older records."""
+
     epoch: Count
     ended_ms: Milliseconds
     epoch_seconds: Measure
@@ -55,7 +57,9 @@ class _EpochTime(Content):
     weights_digest: str = ""
 
 
-class _Training(Content):
+class Training(Content):
+    """`training.json`: what was trained, when and where. `params` are flat, as MLflow gets them."""
+
     record_id: str
     run: str
     status: Literal["running", "finished", "failed", "killed"]
@@ -66,10 +70,14 @@ class _Training(Content):
     comparable: bool
     started_ms: Milliseconds
     ended_ms: Milliseconds | None
-    epochs: list[_EpochTime]
-    environment: dict[str, str | int | float | bool | None]
+    epochs: list[EpochLog]
+    environment: dict[str, str | int | float | bool | None]  # commit, device, versions, …
     resumed_after_epochs: list[int] = Field(default_factory=list)
-    end_reason: str = ""
+    end_reason: str = ""  # of a failed or killed one
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        return self.model_dump(exclude_defaults=True)
 
 
 class _Evaluation(Content):
@@ -106,14 +114,14 @@ class Record:
 
     Attributes:
         folder: where the files are.
-        training: `training.json`: what was trained, when, where; times in ms since 1970 (`…_ms`).
+        training: what was trained, when and where; times in ms since 1970 (`…_ms`).
         history: `history.csv`: one row an epoch; fractions 0..1.
         evaluation: `evaluation.json`, empty before evaluate.
         speed: `speed.json`, empty before evaluate.
     """
 
     folder: Path
-    training: dict[str, Any]
+    training: Training
     history: list[dict[str, float]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     speed: dict[str, Any] = field(default_factory=dict)
@@ -121,12 +129,12 @@ class Record:
     @property
     def id(self) -> str:
         """What MLflow's run is found by."""
-        return self.training["record_id"]
+        return self.training.record_id
 
     @property
     def run(self) -> str:
         """The run's name."""
-        return self.training["run"]
+        return self.training.run
 
     @property
     def model_file(self) -> Path:
@@ -138,23 +146,23 @@ class Record:
     ) -> None:
         """Takes in a finished epoch."""
         self.history.append(row)
-        self.training["epochs"].append(
-            {
-                "epoch": row["epoch"],
-                "ended_ms": now_ms(),
-                "epoch_seconds": round(epoch_seconds, 3),
-                "images_per_second": round(images_per_second, 1),
-                "weights_digest": weights_digest,
-            }
+        self.training.epochs.append(
+            EpochLog(
+                epoch=int(row["epoch"]),
+                ended_ms=now_ms(),
+                epoch_seconds=round(epoch_seconds, 3),
+                images_per_second=round(images_per_second, 1),
+                weights_digest=weights_digest,
+            )
         )
 
     def snapshot(self) -> "Record":
         """A copy that later epochs do not change."""
         return copy.deepcopy(self)
 
-    def end(self, status: str, reason: str = "") -> None:
-        """Closes the training as `finished`, `failed` or `killed`, for a reason, and writes it to disk."""
-        self.training |= {"status": status, "ended_ms": now_ms()} | ({"end_reason": reason} if reason else {})
+    def end(self, status: Literal["finished", "failed", "killed"], reason: str = "") -> None:
+        """Writes how the training run ended, and why if it did not finish."""
+        self.training.status, self.training.ended_ms, self.training.end_reason = status, now_ms(), reason
         self.save_training()
 
     def save_training(self) -> None:
@@ -163,7 +171,7 @@ class Record:
         columns = list(self.history[0]) if self.history else ["epoch"]
         rows = [",".join(columns), *(",".join(f"{row[name]:.6g}" for name in columns) for row in self.history)]
         write(self.folder / "history.csv", "\n".join(rows) + "\n")
-        write_json(self.folder / "training.json", self.training)
+        write_json(self.folder / "training.json", self.training.as_json())
 
     def files(self) -> list[Path]:
         """The record's small files that exist, those of evaluate if they are of this model; the model itself not."""
@@ -180,32 +188,31 @@ class Record:
 
 def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, environment: dict[str, Any]) -> Record:
     """A new record, on disk. `params`: flat, as MLflow gets them; `environment`: commit, device, versions, …"""
-    training = {
-        "record_id": uuid.uuid4().hex,
-        "run": run,
-        "status": "running",
-        "recipe": recipe,
-        "model": params["model"],
-        "seed": params["seed"],
-        "params": params,
-        "comparable": comparable,
-        "started_ms": now_ms(),
-        "ended_ms": None,
-        "epochs": [],
-        "environment": environment,
-    }
+    training = Training(
+        record_id=uuid.uuid4().hex,
+        run=run,
+        status="running",
+        recipe=recipe,
+        model=params["model"],
+        seed=params["seed"],
+        params=params,
+        comparable=comparable,
+        started_ms=now_ms(),
+        ended_ms=None,
+        epochs=[],
+        environment=environment,
+    )
     record = Record(RESULTS / run, training)
     record.model_file.unlink(missing_ok=True)  # of an earlier training; DVC has removed it, unless we are run by hand
     record.save_training()
     return record
 
 
-def resume(run: str, training: dict[str, Any], history: list[dict[str, float]]) -> Record:
-    """The record of a training that goes on, on disk again: DVC removes a stage's results before it runs."""
-    after = [*training.get("resumed_after_epochs", []), len(history)]
-    training = training | {"status": "running", "ended_ms": None, "resumed_after_epochs": after}
-    training.pop("end_reason", None)
-    record = Record(RESULTS / run, training, history)
+def resume(run: str, training: Training, history: list[dict[str, float]]) -> Record:
+    """The record of a training run that resumes, on disk again: DVC removes a stage's results before it runs."""
+    after = [*training.resumed_after_epochs, len(history)]
+    resumed = {"status": "running", "ended_ms": None, "end_reason": "", "resumed_after_epochs": after}
+    record = Record(RESULTS / run, training.model_copy(update=resumed, deep=True), history)
     record.model_file.unlink(missing_ok=True)
     record.save_training()
     return record
@@ -220,11 +227,11 @@ def load(run: str) -> Record:
     folder = RESULTS / run
     if not (folder / "training.json").exists():
         raise PipelineError(f"{folder}/training.json is not here: train it with `dvc repro train@{run}`")
-    training = read_json(folder / "training.json", _Training)
+    training = parse(read_json(folder / "training.json", Training), Training)
     history = read_history(folder / "history.csv")
-    if training["status"] == "finished" and not 0 < len(history) == len(training["epochs"]):
+    if training.status == "finished" and not 0 < len(history) == len(training.epochs):
         raise PipelineError(
-            f"{folder}/history.csv has {len(history)} epochs, training.json {len(training['epochs'])}: "
+            f"{folder}/history.csv has {len(history)} epochs, training.json {len(training.epochs)}: "
             f"restore them with git, or train again with `dvc repro --force train@{run}`"
         )
     return Record(folder, training, history, *evaluation_of(folder))
@@ -277,17 +284,12 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def check_history(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """The rows. Raises ValueError unless they are those of epochs 1, 2, …, with finite figures."""
     for number, row in enumerate(rows, 1):
-        check(row, _Row)
+        parse(row, _Row)
         if row["epoch"] != number or not all(isinstance(value, int | float) for value in row.values()):
             raise ValueError(f"row {number} is {shown(row)}")
         if not all(map(math.isfinite, row.values())):
             raise ValueError(f"row {number} has a figure that is not finite")
     return rows
-
-
-def check_training(content: Any) -> dict[str, Any]:
-    """The content of a training.json. Raises ValueError unless it is one."""
-    return check(content, _Training)
 
 
 def day_ms(day: str) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.records import checkpoint, record
 from pipeline.system.command import PipelineError
@@ -28,20 +27,20 @@ class Trace:
 
     Attributes:
         name: what to call it in a sentence.
-        training: its `training.json`.
+        training: what it was and where.
         history: its metrics, a row an epoch.
         states: by epoch, the digest of each array of the checkpoint: weights first, then the optimizer's.
     """
 
     name: str
-    training: dict[str, Any]
+    training: record.Training
     history: list[dict[str, float]]
     states: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def weights(self) -> list[str]:
         """A digest of the weights by epoch; empty where it was not recorded."""
-        return [epoch.get("weights_digest", "") for epoch in self.training["epochs"]]
+        return [epoch.weights_digest for epoch in self.training.epochs]
 
 
 def copy_code(folder: Path, commit: str | None = None) -> None:

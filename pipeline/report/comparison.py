@@ -39,19 +39,19 @@ def compare(config: params.Params, records: dict[str, Record]) -> dict[str, Any]
 
 def run_metrics(run: Record) -> dict[str, Any]:
     """One run: its metrics, and when and where it was trained."""
-    training, evaluation, environment = run.training, run.evaluation, run.training["environment"]
+    training, evaluation, environment = run.training, run.evaluation, run.training.environment
     return {
-        **{key: training[key] for key in ("run", "recipe", "seed", "comparable")},
+        **{key: getattr(training, key) for key in ("run", "recipe", "seed", "comparable")},
         **{key: evaluation[key] for key in ("test_accuracy", "val_accuracy", "test_accuracy_flip")},
         **{key: evaluation[key] for key in ("parameters", "multiply_adds", "epochs")},
-        "training_minutes": round(sum(epoch["epoch_seconds"] for epoch in training["epochs"]) / 60, 2),
-        "images_per_second": round(median(epoch["images_per_second"] for epoch in training["epochs"]), 1),
+        "training_minutes": round(sum(epoch.epoch_seconds for epoch in training.epochs) / 60, 2),
+        "images_per_second": round(median(epoch.images_per_second for epoch in training.epochs), 1),
         "origin": [
-            f"{datetime.fromtimestamp(training['started_ms'] / 1000, UTC):%Y-%m-%d}",
+            f"{datetime.fromtimestamp(training.started_ms / 1000, UTC):%Y-%m-%d}",
             f"{environment['device']} ({environment['threads']} threads), "
             f"{environment['processor']}, {environment['precision']}",
             f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}",
-            "/".join(f"{training['params'][split]:,}" for split in SPLITS),
+            "/".join(f"{training.params[split]:,}" for split in SPLITS),
         ],
     }
 

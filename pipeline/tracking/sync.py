@@ -79,16 +79,16 @@ def _sync_run(record: Record, live: bool) -> str:
         run = None
     if run is None:
         tags = _tags(record, live) | ({} if live else {"replayed": "true"})
-        name = " ".join(filter(None, [record.run, training["environment"].get("dvc_experiment")]))
-        run = runs.make(experiment, training["started_ms"], tags, name)
+        name = " ".join(map(str, filter(None, [record.run, training.environment.get("dvc_experiment")])))
+        run = runs.make(experiment, training.started_ms, tags, name)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(SYNCED) == digest:
         return run_id
-    if live and training["status"] == "running" and run.info.status != "RUNNING":
+    if live and training.status == "running" and run.info.status != "RUNNING":
         client.update_run(run_id, "RUNNING")  # it resumes after it was ended
     if not run.inputs.dataset_inputs:
         _log_inputs(run_id, record)
-    if after := training.get("resumed_after_epochs"):
+    if after := training.resumed_after_epochs:
         tags = {"resumed_after_epochs": ", ".join(map(str, after))}
         tags |= {runs.LOCATION: runs.location(record.run)} if live else {}
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -96,13 +96,13 @@ def _sync_run(record: Record, live: bool) -> str:
     if totals:  # without steps: MLflow draws bars
         evaluated_ms = record.speed["evaluated_ms"]
         client.log_batch(run_id, metrics=[Metric(key, value, evaluated_ms, 0) for key, value in totals.items()])
-    if training["status"] == "running":
+    if training.status == "running":
         return run_id
     for path in record.files():
         client.log_artifact(run_id, str(path))
-    if training["status"] == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
+    if training.status == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
         model.log(experiment, run_id, record, _params(record))
-    client.set_terminated(run_id, training["status"].upper(), training["ended_ms"])
+    client.set_terminated(run_id, training.status.upper(), training.ended_ms)
     client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
     return run_id
 
@@ -113,14 +113,14 @@ def _log_epochs(run_id: str, record: Record) -> None:
 
     client = store.client()
     there = {metric.step for metric in client.get_metric_history(run_id, "loss")}
-    times = {row["epoch"]: row for row in record.training["epochs"]}
+    logs = {log.epoch: log for log in record.training.epochs}
     epochs = []
     for row in record.history:
         step = int(row["epoch"])
-        if step not in there and (time := times.get(step)):
+        if step not in there and (log := logs.get(step)):
             metrics = {key: value for key, value in row.items() if key != "epoch"}
-            metrics |= {key: time[key] for key in TRAINING_METRICS}
-            epochs.append([Metric(key, value, time["ended_ms"], step) for key, value in metrics.items()])
+            metrics |= {key: getattr(log, key) for key in TRAINING_METRICS}
+            epochs.append([Metric(key, value, log.ended_ms, step) for key, value in metrics.items()])
     for batch in _batches(epochs):
         client.log_batch(run_id, metrics=batch)
 
@@ -133,13 +133,13 @@ def _batches(epochs: list[list["Metric"]]) -> Iterator[list["Metric"]]:
 
 
 def _tags(record: Record, live: bool) -> dict[str, str]:
-    training, environment = record.training, record.training["environment"]
+    training, environment = record.training, record.training.environment
     tags = {runs.RECORD_ID: record.id, "run": record.run}
-    tags |= {key: str(training[key]) for key in ("recipe", "model", "seed")}
+    tags |= {key: str(getattr(training, key)) for key in ("recipe", "model", "seed")}
     tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
-    tags |= {"mlflow.source.git.commit": environment["commit"], "mlflow.source.name": f"train@{record.run}"}
+    tags |= {"mlflow.source.git.commit": str(environment["commit"]), "mlflow.source.name": f"train@{record.run}"}
     tags |= {"mlflow.source.type": "LOCAL"}
-    if not training["comparable"]:
+    if not training.comparable:
         tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
     if live:
         tags[runs.LOCATION] = runs.location(record.run)
@@ -150,7 +150,7 @@ def _tags(record: Record, live: bool) -> dict[str, str]:
 
 
 def _params(record: Record) -> dict[str, str]:
-    return {key: str(value) for key, value in record.training["params"].items()}
+    return {key: str(value) for key, value in record.training.params.items()}
 
 
 def _log_inputs(run_id: str, record: Record) -> None:
@@ -161,10 +161,10 @@ def _log_inputs(run_id: str, record: Record) -> None:
 
     client, training = store.client(), record.training
     client.log_batch(run_id, params=[Param(key, value) for key, value in _params(record).items()])
-    sizes = {key: training["params"][key] for key in ("train_images", "val_images")}
+    sizes = {key: training.params[key] for key in ("train_images", "val_images")}
     data = Dataset(
         name="cifar10",
-        digest=training["environment"]["data_hash"],
+        digest=training.environment["data_hash"],
         source_type="http",
         source=json.dumps({"url": ARCHIVE_URL}),
         profile=json.dumps(sizes),
