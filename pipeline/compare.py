@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import params
-from pipeline.records import files, record
+from pipeline.records import files, record, references
 from pipeline.records.record import Record
 from pipeline.report import comparison_plots, markdown, terminal
 from pipeline.report.comparison import SPLITS, compare
@@ -84,7 +84,7 @@ def _missing(loaded: Record) -> list[str]:
 
 def read_histories(records: dict[str, Record]) -> dict[str, History]:
     """The epochs of the published results that have them, then those of the runs."""
-    published = {name: record.load_reference(name)["history"] for name in record.references()}
+    published = {name: references.load_reference(name)["history"] for name in references.names()}
     return {name: rows for name, rows in published.items() if rows} | {
         run: loaded.history for run, loaded in records.items()
     }

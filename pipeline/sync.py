@@ -2,7 +2,7 @@
 
 from pipeline import tracking
 from pipeline.config import params
-from pipeline.records import record
+from pipeline.records import record, references
 from pipeline.system import command
 
 
@@ -10,11 +10,11 @@ def main() -> None:
     """Syncs every run of params.yaml's list, and the published results."""
     loaded = [record.load(run) for run in params.read().runs]
     runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
-    references = record.references()
-    if tracking.in_sync([*(run.digest() for run in runs), *map(tracking.reference_digest, references)]):
+    published = references.names()
+    if tracking.in_sync([*(run.digest() for run in runs), *map(tracking.reference_digest, published)]):
         return
     tracking.end_dead_runs()
-    for name in references:
+    for name in published:
         tracking.sync_reference(name)
     for run in runs:
         tracking.sync_run(run)

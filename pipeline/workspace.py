@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import overrides, params
-from pipeline.records import record
+from pipeline.records import files
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
@@ -75,11 +75,11 @@ def copy(workspace: Path, tree: dict[str, Any]) -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy2(source, target)
-    record.write(workspace / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
+    files.write(workspace / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
     (workspace / ".dvc").mkdir(exist_ok=True)
     shutil.copy2(".dvc/config", workspace / ".dvc/config")
     local = f"[core]\n    no_scm = true\n[cache]\n    dir = {Path('.dvc/cache').resolve()}\n"
-    record.write(workspace / ".dvc/config.local", local)
+    files.write(workspace / ".dvc/config.local", local)
 
 
 def reproduce(workspace: Path, targets: list[str]) -> int:

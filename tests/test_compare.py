@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import compare
 from pipeline.config import params
-from pipeline.records import files, record
+from pipeline.records import files, record, references
 from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import comparison, comparison_plots, markdown, tables, terminal
 from pipeline.system.command import PipelineError
@@ -332,7 +332,7 @@ def test_published_sizes_are_those_of_the_model(name):
     from pipeline import models
     from pipeline.evaluation.geometry import geometry
 
-    published = record.load_reference(name)
+    published = references.load_reference(name)
     layers = geometry(models.build(published["model"]))
     assert published["parameters"] == sum(layer.parameters for layer in layers)
     assert published["multiply_adds"] == sum(layer.multiply_adds for layer in layers)
@@ -341,7 +341,7 @@ def test_published_sizes_are_those_of_the_model(name):
 def test_published_accuracies_are_those_to_beat():
     settings = params.read(ROOT / "params.yaml")
     for name, budget in settings.compare.budgets.items():
-        published = record.load_reference(name)
+        published = references.load_reference(name)
         assert budget.accuracy_to_beat == published["accuracy"]
         assert budget.max_parameters == published["parameters"]
         assert budget.max_epochs == published["epochs"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import compare
 from pipeline.config import params
-from pipeline.records import record
+from pipeline.records import files, record
 from pipeline.report import comparison_plots, markdown
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -187,12 +187,12 @@ def test_most_extreme_history_that_is_accepted_can_be_drawn(comparison):
 
 
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path, monkeypatch):
-    record.write(tmp_path / "file", "earlier")
+    files.write(tmp_path / "file", "earlier")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        record.write(tmp_path / "file", "later")
+        files.write(tmp_path / "file", "later")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "earlier"}

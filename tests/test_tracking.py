@@ -10,7 +10,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from pipeline import sync, tracking
-from pipeline.records import record
+from pipeline.records import files, record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
 from pipeline.tracking import address, runs, store
@@ -32,10 +32,10 @@ def log(project) -> record.Record:
         row = {"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.1 * epoch, "val_loss": 2 / epoch, "val_accuracy": 0.2}
         made.add_epoch(row, 1.0, 100.0)
     made.end("finished")
-    record.write_json(
+    files.write_json(
         made.folder / "evaluation.json", {"test_accuracy": 0.8, "recall": {"cat": 0.5}, "confusion": [[1]]}
     )
-    record.write_json(made.folder / "speed.json", {"latency_ms": 3.0, "evaluated_ms": record.now_ms(), "device": "CPU"})
+    files.write_json(made.folder / "speed.json", {"latency_ms": 3.0, "evaluated_ms": record.now_ms(), "device": "CPU"})
     return record.load("custom-0")
 
 
@@ -187,7 +187,7 @@ def test_replayed_run_has_no_parent(log, monkeypatch):
 def test_other_evaluation_of_the_same_training_replaces_the_run(log):
     tracking.sync_run(log)
     log.evaluation["test_accuracy"] = 0.7
-    record.write_json(log.folder / "evaluation.json", log.evaluation)
+    files.write_json(log.folder / "evaluation.json", log.evaluation)
     tracking.sync_run(log)
     ((*_, metrics),) = state().values()
     assert [value for _, value, _ in metrics["test_accuracy"]] == [0.7]
@@ -195,7 +195,7 @@ def test_other_evaluation_of_the_same_training_replaces_the_run(log):
 
 
 def test_metrics_of_another_model_are_not_shown(log):
-    record.write_json(log.folder / "speed.json", log.speed | {"model_sha256": "of another"})
+    files.write_json(log.folder / "speed.json", log.speed | {"model_sha256": "of another"})
     log = record.load("custom-0")
     tracking.sync_run(log)
     assert "test_accuracy" not in all_runs()[0].data.metrics

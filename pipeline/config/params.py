@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scanner import Scanner, ScannerError
 
 from pipeline import models
-from pipeline.records import record
+from pipeline.records import files
 from pipeline.system import command
 from pipeline.system.command import PipelineError, plain, shown
 from pipeline.training.cifar10 import TEST_IMAGES, TRAIN_IMAGES
@@ -165,7 +165,7 @@ def read(path: str | Path = "params.yaml") -> Params:
 def parse(path: str | Path) -> Any:
     """The file's values, unchecked. Raises PipelineError if it cannot be read or is not YAML."""
     try:
-        text = record.read(Path(path), MOST_BYTES).decode("utf-8")
+        text = files.read(Path(path), MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise PipelineError(f"{path} is not here; run the command in the folder that holds it") from None
     except OSError as error:

@@ -7,7 +7,6 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,6 @@ from pipeline.training.cifar10 import FILE_BYTES
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
-REFERENCE = Path("reference")
 CHECKPOINTS = Path("checkpoints")
 TRAINING_FILES = ("history.csv", "training.json")
 EVALUATION_FILES = (
@@ -92,20 +90,6 @@ class _Evaluation(Content):
 class _Speed(Content):
     evaluated_ms: Milliseconds
     model_sha256: str = ""
-
-
-class _Published(Content):
-    run: str
-    model: str
-    accuracy: Fraction
-    accuracy_measured_on: str
-    parameters: Count
-    multiply_adds: Count
-    epochs: Count
-    training_seconds: Measure | None
-    transcribed: str
-    source: str
-    notes: list[str]
 
 
 @dataclass
@@ -256,18 +240,6 @@ def check_data() -> None:
             raise OSError(f"{path} is no regular file of at most {FILE_BYTES:,} bytes")
 
 
-def load_reference(name: str) -> dict[str, Any]:
-    """A published result, `reference/<name>.json`; its epochs, if published, as rows under `history`."""
-    figures = read_json(REFERENCE / f"{name}.json", _Published)
-    history = REFERENCE / f"{name}.csv"
-    return figures | {"history": read_history(history) if history.exists() else []}
-
-
-def references() -> list[str]:
-    """The names of the published results."""
-    return sorted(path.stem for path in REFERENCE.glob("*.json"))
-
-
 def read_history(path: Path) -> list[dict[str, float]]:
     """Rows of a history file; `epoch` is an int."""
     try:
@@ -290,11 +262,6 @@ def check_history(rows: list[dict[str, float]]) -> list[dict[str, float]]:
         if not all(map(math.isfinite, row.values())):
             raise ValueError(f"row {number} has a figure that is not finite")
     return rows
-
-
-def day_ms(day: str) -> int:
-    """The start of a day, `YYYY-MM-DD` in UTC, in ms since 1970."""
-    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000)
 
 
 def now_ms() -> int:

@@ -5,7 +5,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from pipeline.config import params
-from pipeline.records import record
+from pipeline.records import references
 from pipeline.records.record import Record
 
 SPLITS = ("train_images", "val_images", "test_images")
@@ -32,7 +32,7 @@ def compare(config: params.Params, records: dict[str, Record]) -> dict[str, Any]
             f"test accuracy above {100 * budget.accuracy_to_beat:.5g} %"
             for name, budget in config.compare.budgets.items()
         ],
-        "published": [_published(record.load_reference(name)) for name in record.references()],
+        "published": [_published(references.load_reference(name)) for name in references.names()],
         "runs": runs,
     }
 

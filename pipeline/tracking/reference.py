@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from pipeline.records import record as records
+from pipeline.records import references
 from pipeline.tracking import runs, store
 from pipeline.tracking.sync import SYNCED
 
@@ -15,18 +15,18 @@ def sync_reference(name: str) -> str | None:
 
 def reference_digest(name: str) -> str:
     """Changes whenever the published result's files do."""
-    content = json.dumps(records.load_reference(name), sort_keys=True)
+    content = json.dumps(references.load_reference(name), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _sync(name: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
-    client, published = store.client(), records.load_reference(name)
+    client, published = store.client(), references.load_reference(name)
     experiment = store.experiment_id()
     digest = reference_digest(name)
     # Published without times: the day of transcription stands in for them.
-    started_ms = records.day_ms(published["transcribed"])
+    started_ms = references.day_ms(published["transcribed"])
     seconds = published["training_seconds"] or 0
     tags = {
         runs.RECORD_ID: name,

@@ -1,0 +1,41 @@
+"""Published results, `reference/<name>.json`, and their epochs where they were published."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.records.files import Content, read_json
+from pipeline.records.record import Count, Fraction, Measure, read_history
+
+REFERENCE = Path("reference")
+
+
+class _Published(Content):
+    run: str
+    model: str
+    accuracy: Fraction
+    accuracy_measured_on: str
+    parameters: Count
+    multiply_adds: Count
+    epochs: Count
+    training_seconds: Measure | None
+    transcribed: str
+    source: str
+    notes: list[str]
+
+
+def load_reference(name: str) -> dict[str, Any]:
+    """A published result; its epochs, if published, as rows under `history`."""
+    published = read_json(REFERENCE / f"{name}.json", _Published)
+    history = REFERENCE / f"{name}.csv"
+    return published | {"history": read_history(history) if history.exists() else []}
+
+
+def names() -> list[str]:
+    """The names of the published results."""
+    return sorted(path.stem for path in REFERENCE.glob("*.json"))
+
+
+def day_ms(day: str) -> int:
+    """The start of a day, `YYYY-MM-DD` in UTC, in ms since 1970."""
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000)
