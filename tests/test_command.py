@@ -22,6 +22,7 @@ WAIT = "import time; from pipeline.system import command; command.run(lambda: (p
 )
 def test_ctrl_c_says_how_to_resume(tmp_path, folder, said):
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / folder / "params.yaml").touch()
     process = subprocess.Popen(
         [sys.executable, "-c", WAIT],
         cwd=tmp_path / folder,
@@ -55,3 +56,45 @@ def test_what_may_not_be_written_is_named_with_the_fix():
 @pytest.mark.parametrize(("number", "said"), [(1, "1 epoch"), (0, "0 epochs"), (1000, "1,000 epochs")])
 def test_counted(number, said):
     assert command.counted(number, "epoch") == said
+
+
+VERBS = ("fetch", "compare --show", "train custom-0", "evaluate custom-0", "sync", "workspace w", "config.params")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_another_folder_is_said_and_nothing_is_made_there(tmp_path, verb):
+    module, *arguments = verb.split()
+    ended = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{module}", *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"error: params.yaml is not here; run the command in {ROOT}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_are_listed_with_what_they_do():
+    listed = subprocess.run([sys.executable, "-m", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = listed.stdout.splitlines()
+    assert "python -m pipeline.train RUN       Trains one run of params.yaml" in lines
+    guarded = [p for p in (ROOT / "pipeline").rglob("*.py") if '__name__ == "__main__"' in p.read_text()]
+    assert len([line for line in lines if line.startswith("python -m ")]) == len(guarded) - 1  # this command itself
+    assert all(line.split("  ", 1)[1].strip() for line in lines if line.startswith("python -m "))
+
+
+def test_geometry_prints_its_table_and_no_notes_of_tensorflow(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipeline.geometry", "compact"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "COLUMNS": "60"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert max(map(len, ended.stdout.splitlines())) <= 60
+    assert "…" not in ended.stdout
+    total = next(line for line in ended.stdout.splitlines() if line.strip().startswith("total"))
+    assert total.split() == ["total", "90,514", "26,428,080"]

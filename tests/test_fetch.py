@@ -224,6 +224,7 @@ def test_two_side_by_side_download_once(files, target, downloads, tmp_path):
 def test_command_fails_without_a_stack_trace(tmp_path):
     environment = os.environ | {"CIFAR10_SOURCE": "/no/such/copy", "PYTHONPATH": str(Path(fetch.__file__).parents[1])}
     command = [sys.executable, "-m", "pipeline.fetch"]
+    (tmp_path / "params.yaml").touch()
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.startswith(
@@ -235,6 +236,7 @@ def test_command_fails_without_a_stack_trace(tmp_path):
 def test_name_that_is_no_text_is_shown_all_the_same(tmp_path):
     environment = os.environ | {"CIFAR10_SOURCE": "/no/\udcff", "PYTHONPATH": str(Path(fetch.__file__).parents[1])}
     command = [sys.executable, "-m", "pipeline.fetch"]
+    (tmp_path / "params.yaml").touch()
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "CIFAR10_SOURCE=/no/\\udcff: it does not exist" in ended.stderr

@@ -1,4 +1,4 @@
-"""params.yaml -> frozen, validated objects. The only reader of that file; imports no TensorFlow."""
+"""Reads and checks params.yaml: `python -m pipeline.config.params`. Its only reader; imports no TensorFlow."""
 
 import difflib
 import typing
@@ -167,7 +167,7 @@ def parse(path: str | Path) -> Any:
     try:
         text = files.read(Path(path), MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        raise PipelineError(f"{path} is not here; run the command in the folder that holds it") from None
+        raise PipelineError(f"{path} is not here; {command.where_to_run()}") from None
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError as error:

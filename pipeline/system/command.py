@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+REPOSITORY = Path(__file__).resolve().parents[2]  # or the copy of it that this is
 TEMPORARY_COPIES = ".dvc/tmp/exps"  # of `dvc exp run --temp` and `--queue`
 
 
@@ -44,11 +45,24 @@ def resuming() -> str:
     return "the same command resumes it"
 
 
-def run(main: Callable[[], None]) -> None:
+def where_to_run() -> str:
+    """Where the files are that a command looks for, as a clause."""
+    if Path.cwd().resolve() == REPOSITORY:
+        return "restore it with git"
+    return f"run the command in {REPOSITORY}"
+
+
+def run(main: Callable[[], None], anywhere: bool = False) -> None:
     """Calls `main`; what stops it becomes one line on stderr and a failing exit status.
 
     That is 1 for a `PipelineError` or what the system refuses, 130 after Ctrl-C and 143 after SIGTERM.
+
+    Args:
+        main: what the command does.
+        anywhere: whether it reads and writes nothing in the working directory.
     """
+    if not anywhere and not Path("params.yaml").exists():
+        sys.exit(f"error: params.yaml is not here; {where_to_run()}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` clauses run
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a path's name may hold bytes that are no text

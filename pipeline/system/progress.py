@@ -1,4 +1,4 @@
-"""What a person sees of a training: a moving line and a row for each epoch; without a terminal the rows alone."""
+"""What a person sees of a training run: a moving line and a row for each epoch; without a terminal the rows alone."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,10 +14,11 @@ class TrainingProgress:
 
     def __init__(self, title: str, epochs: int):
         self._console = Console(highlight=False)
+        width = self._console.width
         self._epochs = epochs
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=32),
+            BarColumn(bar_width=max(4, min(32, width - 44))),
             TaskProgressColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
@@ -26,7 +27,7 @@ class TrainingProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("epoch 1", total=epochs, completed=0, speed="")
-        self._console.print(title, soft_wrap=True)
+        self._print(title.split(" "), " ")
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -46,9 +47,21 @@ class TrainingProgress:
 
     def epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
         """Prints a finished epoch."""
-        self._console.print(
-            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  loss {row['loss']:.4f}  "
-            f"accuracy {row['accuracy']:.4f}  val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}  "
-            f"lr {row['learning_rate']:.4f}  {epoch_seconds:.1f} s  {images_per_second:,.0f} images/s",
-            soft_wrap=True,
-        )
+        fields = [
+            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}",
+            *(f"{name} {row[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy")),
+            f"lr {row['learning_rate']:.4f}",
+            f"{epoch_seconds:.1f} s",
+            f"{images_per_second:,.0f} images/s",
+        ]
+        self._print(fields, "  ")
+
+    def _print(self, fields: list[str], gap: str) -> None:
+        """Prints fields in one line; on a terminal that is too narrow in several, broken between fields."""
+        lines = [fields[0]]
+        for field in fields[1:]:
+            if self._console.is_terminal and len(lines[-1] + gap + field) > self._console.width:
+                lines.append(f"    {field}")
+            else:
+                lines[-1] += gap + field
+        self._console.print("\n".join(lines), soft_wrap=True)
