@@ -1,5 +1,7 @@
 """Brings the MLflow store in step with the records on disk: `python -m pipeline.sync`, the last stage."""
 
+import sys
+
 from pipeline import tracking
 from pipeline.config import params
 from pipeline.records import record, references
@@ -8,6 +10,9 @@ from pipeline.system import command
 
 def main() -> None:
     """Syncs every run of params.yaml's list, and the published results."""
+    tracking.check()
+    if warning := tracking.file_store_warning():
+        print(f"warning: {warning}", file=sys.stderr)
     loaded = [record.load(run) for run in params.read().runs]
     runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
     published = references.names()

@@ -37,6 +37,7 @@ def main() -> None:
     config = params.read()
     config.check_run(run)
     recipe = config.recipe_of(run)
+    tracking.check()
 
     if warning := provenance.read().warning():
         print(f"warning: {warning}", file=sys.stderr)

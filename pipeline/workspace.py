@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import tracking
 from pipeline.config import overrides, params
 from pipeline.records import files
 from pipeline.system import command
@@ -38,6 +39,8 @@ def main() -> None:
         raise PipelineError(
             f"unknown parameter: received {' '.join(unknown)}; allowed: those of this entry point, or -S"
         )
+    tracking.use_callers_store()
+    tracking.check()
     tree = params.read().model_dump()
     if arguments.overlay:
         overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))

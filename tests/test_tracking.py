@@ -1,15 +1,19 @@
 """The store says what the record says, however often and whenever it is asked."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
+from conftest import ROOT
 from mlflow.exceptions import MlflowException
 
-from pipeline import sync, tracking
+from pipeline import sync, tracking, train, workspace
 from pipeline.records import files, record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
@@ -300,13 +304,156 @@ def test_damaged_record_is_named(log, name, text):
 
 def test_copies_inside_the_repository_share_its_store(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert address.store_uri() == f"sqlite:///{address.root()}/mlflow.db"
+    assert address.database() == address.root() / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert address.store_uri() == f"sqlite:///{address.root()}/mlflow.db"
-    copied = address.root() / ".workspaces/x/pipeline/tracking/__init__.py"
+    assert address.database() == address.root() / "mlflow.db"
+    copied = address.root() / ".workspaces/x/pipeline/tracking/address.py"
     monkeypatch.setattr(address, "__file__", str(copied))
     assert address.root() in copied.parents
     assert address.root().joinpath("Makefile").exists()
+
+
+@pytest.mark.parametrize("name", ["my projéct", "100%", "a%20b", "a?b#c", "plain"])
+def test_address_names_the_same_file_to_us_mlflow_and_sqlalchemy(name, tmp_path, monkeypatch):
+    from mlflow.utils.file_utils import path_to_local_sqlite_uri
+    from sqlalchemy import make_url
+
+    path = tmp_path / name / "mlflow.db"
+    ours = address.sqlite_uri(path)
+    for given in (path_to_local_sqlite_uri(str(path)), ours, f"{ours}?timeout=9"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        assert address.database() == path
+        assert make_url(address.store_uri()).database == str(path)
+    assert make_url(address.store_uri()).query == {"timeout": "9"}
+    path.parent.mkdir()
+    store.reconnect()
+    run = store.client().create_run(store.experiment_id())
+    store.client().log_text(run.info.run_id, "text", "a.txt")
+    assert [file.read_text() for file in tmp_path.rglob("a.txt")] == ["text"]
+    assert {child.name for child in tmp_path.iterdir()} == {name}
+    assert {child.name for child in path.parent.iterdir()} == {"mlflow.db", "mlruns"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sqlite:////no/such/folder/mlflow.db", "the folder /no/such/folder does not exist: create it, or correct"),
+        ("sqlite:///no%20such/mlflow.db", f"the folder {address.root()}/no such does not exist"),
+        ("sqlite:////", "received 'sqlite:////', which is not a file; use sqlite:///mlflow.db"),
+        ("sqlite://", "which names no file"),
+        ("sqlite:///:memory:", "which names no file"),
+        ("./mlruns", "received './mlruns', a folder; MLflow no longer keeps runs in folders: use sqlite:///mlflow.db"),
+        ("file:///tmp/mlruns", "a folder; MLflow no longer keeps runs in folders"),
+    ],
+)
+def test_address_that_can_never_work_is_refused_by_every_command_at_once(given, said, project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    store.reconnect()
+    before = sorted(project.iterdir())
+    for command in (sync.main, train.main, workspace.main):
+        monkeypatch.setattr(sys, "argv", ["", "custom-0"])
+        began = time.monotonic()
+        with pytest.raises(PipelineError) as refused:
+            command()
+        assert time.monotonic() - began < 5
+        assert said in str(refused.value)
+    assert sorted(project.iterdir()) == before
+
+
+@pytest.mark.parametrize("given", ["http://host:1", "postgresql://h/d", "databricks", "databricks://profile", "uc"])
+def test_address_of_a_server_is_left_to_mlflow(given, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    address.check()
+    assert address.store_uri() == given
+
+
+def test_store_whose_folder_goes_away_is_warned_of_at_once(log, project, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/gone/mlflow.db")
+    began = time.monotonic()
+    tracking.end_dead_runs()
+    assert time.monotonic() - began < 5
+    said = capfd.readouterr().err
+    assert said.startswith(f"warning: MLflow could not open its store at {project}/gone/mlflow.db (FileNotFound")
+    assert said.endswith("`dvc repro` completes the store later.\n")
+    assert not (project / "gone").exists()
+
+
+def test_message_is_never_cut_within_an_address(monkeypatch, capfd):
+    long = f"http://host:1/{'x' * 200}"
+
+    def fail():
+        raise OSError(f"no answer from {long}, nor\nfrom {long}")
+
+    store.reconnect()
+    monkeypatch.setattr(store, "client", fail)
+    store.attempt("log", lambda: None)
+    said = capfd.readouterr().err
+    assert said.count(long) == 1
+    assert f"no answer from {long}, nor from …)" in said
+
+
+def test_message_in_a_temporary_copy_says_what_completes_the_store(tmp_path, monkeypatch):
+    copied = tmp_path / ".dvc/tmp/exps/x"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    assert address.completed_later() == "`dvc exp apply` and `dvc repro` complete the store later"
+
+
+def test_store_of_mlflows_former_kind_is_warned_of(project, monkeypatch, capfd):
+    monkeypatch.setattr(address, "root", lambda: project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    list_custom_alone(project)
+    (project / "mlruns/0").mkdir(parents=True)
+    (project / "mlruns/0/meta.yaml").touch()
+    ui = subprocess.run(["mlflow", "ui"], cwd=project, capture_output=True, text=True, timeout=60)
+    assert ui.returncode != 0
+    with pytest.raises(PipelineError, match=r"training\.json is not here"):
+        sync.main()
+    said = capfd.readouterr().err
+    assert "mlruns/0/meta.yaml is of MLflow's former file store" in said
+    assert "move mlruns/0/ elsewhere" in said
+
+
+def test_stray_folder_that_mlflow_made_of_an_undecoded_address_goes_if_it_is_empty(tmp_path, monkeypatch):
+    from mlflow.store.db.utils import _make_parent_dirs_if_sqlite
+
+    monkeypatch.setenv("MLFLOW_RUN_ID", "made by mlflow run")
+    for kept in (False, True):
+        given = f"sqlite:///{tmp_path}/my%20project/b%C3%A9/mlflow.db"
+        _make_parent_dirs_if_sqlite(given)
+        if kept:
+            (tmp_path / "my%20project/own").touch()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        tracking.use_callers_store()
+        assert [path.name for path in tmp_path.iterdir()] == (["my%20project"] if kept else [])
+
+
+def test_relative_address_under_mlflow_run_is_of_the_callers_folder(project, tmp_path, monkeypatch):
+    """In the caller's folder runs a process that starts one in another folder, as `mlflow run <git address>` does."""
+    caller, clone = tmp_path / "calle r", tmp_path / "clone"
+    for folder in (caller, clone):
+        folder.mkdir()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.sqlite_uri(folder / "a b.db"))
+        store.reconnect()
+        run_id = store.client().create_run("0").info.run_id
+        if folder == caller:
+            called = run_id
+    asked = "from pipeline.tracking import address, project_run as p; p.use_callers_store(); print(address.store_uri())"
+    started = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {asked!r}], cwd={str(clone)!r})"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///a%20b.db?timeout=9", "PYTHONPATH": str(ROOT)}
+    for run_id, expected in {
+        called: address.sqlite_uri(caller / "a b.db") + "?timeout=9",
+        "": address.sqlite_uri(ROOT / "a b.db") + "?timeout=9",  # not under `mlflow run`
+    }.items():
+        said = subprocess.run(
+            [sys.executable, "-c", started],
+            cwd=caller,
+            env=environment | {"MLFLOW_RUN_ID": run_id},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stdout.strip() == expected
 
 
 @pytest.mark.parametrize(

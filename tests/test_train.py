@@ -125,7 +125,7 @@ def test_store_that_is_away_costs_a_warning(project, monkeypatch, capfd):
     assert record.load("custom-0").training.status == "finished"
     assert (project / "results/custom-0/model.keras").exists()
     warnings = capfd.readouterr().err
-    assert "warning: MLflow could not log custom-0 at http://127.0.0.1:9" in warnings
+    assert "warning: MLflow could not open its store at http://127.0.0.1:9" in warnings
     assert "secret" not in warnings
 
 

@@ -6,6 +6,7 @@ import re
 import reprlib
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def shown(value: Any) -> str:
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 3, 9, 9, 76, 40
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text in one line, cut between words: half an address would mislead."""
+    return textwrap.shorten(text, most, placeholder=" …", break_long_words=False, break_on_hyphens=False)
 
 
 def plain(key: Any) -> str:

@@ -2,10 +2,23 @@
 
 address.py: which store. store.py: the connection. embedded.py: a store in a SQLite file. runs.py: one run a record.
 sync.py, model.py, reference.py: record -> store, idempotent. live.py: following a training run.
+project_run.py: what `mlflow run` hands on.
 """
 
+from pipeline.tracking.address import check, file_store_warning
 from pipeline.tracking.live import Live
+from pipeline.tracking.project_run import use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 
-__all__ = ["Live", "end_dead_runs", "in_sync", "reference_digest", "sync_reference", "sync_run"]
+__all__ = [
+    "Live",
+    "check",
+    "end_dead_runs",
+    "file_store_warning",
+    "in_sync",
+    "reference_digest",
+    "sync_reference",
+    "sync_run",
+    "use_callers_store",
+]

@@ -3,8 +3,12 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
-SQLITE = "sqlite:///"
+from pipeline.system.command import TEMPORARY_COPIES, PipelineError
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+DATABASE = "mlflow.db"  # beside `mlruns`: what MLflow takes when no address is given
 
 
 def root() -> Path:
@@ -16,18 +20,72 @@ def root() -> Path:
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the store that `mlflow ui` opens in the repository's folder when no flag is given."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    relative = uri.removeprefix(SQLITE)
-    if relative != uri and not relative.startswith("/"):  # `mlflow run .` hands its own on so
-        return f"{SQLITE}{root() / relative}"
-    return uri or f"{SQLITE}{root() / 'mlflow.db'}"
+    """The store's address; of an embedded store the absolute one, a relative one being of the repository's folder."""
+    given, path = os.environ.get(VARIABLE, ""), database()
+    return sqlite_uri(path) + given[len(given.partition("?")[0]) :] if path else given
 
 
 def database() -> Path | None:
-    """The file of an embedded store; None if the store is a server or another database."""
-    uri = store_uri()
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    """The file of an embedded store; None if the store is a server or another database.
+
+    Decoded as SQLAlchemy does: MLflow hands on `my%20project` to what `mlflow run` starts.
+    """
+    path = sqlite_path(os.environ.get(VARIABLE) or sqlite_uri(Path(DATABASE)))
+    return root() / path if path else None
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file that a SQLite address names, maybe relative; None if it names none, or if it is no SQLite address."""
+    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri, re.DOTALL)
+    path = unquote(found[1]) if found else ""
+    return Path(path) if path and path != ":memory:" and not path.startswith("file:") else None
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a SQLite file."""
+    quoted = quote(os.fsencode(path))
+    # MLflow makes the folder of `sqlite:///my%20project/…` without decoding it; of another scheme it makes none.
+    return f"sqlite:///{quoted}" if quoted == str(path) else f"sqlite+pysqlite:///{quoted}"
+
+
+def check() -> None:
+    """Raises PipelineError if the address can never work: no fix but another address."""
+    given, path = os.environ.get(VARIABLE, ""), database()
+    received = f"{VARIABLE}: received {without_secrets(given)!r}" if given else f"the MLflow store {path}"
+    example = f"use sqlite:///{DATABASE}, or a server's address, http://…"
+    if path and not path.parent.is_dir():
+        raise PipelineError(f"{received}; the folder {path.parent} does not exist: create it, or correct the address")
+    if path and path.exists() and not path.is_file():
+        raise PipelineError(f"{received}, which is not a file; {example}")
+    if not path and given.startswith("sqlite"):
+        raise PipelineError(f"{received}, which names no file; {example}")
+    is_folder = not path and re.match(r"file:|(?!databricks|uc$)[^:]*$", given)
+    if is_folder and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        raise PipelineError(f"{received}, a folder; MLflow no longer keeps runs in folders: {example}")
+
+
+def file_store_warning() -> str:
+    """What to say if a store of MLflow's former kind lies where `mlflow ui` looks first; empty if there is none."""
+    found = next(iter(sorted((root() / "mlruns").glob("[0-9]*/meta.yaml"))), None)
+    if found is None or os.environ.get(VARIABLE):
+        return ""
+    folder = found.parent.relative_to(root())
+    return (
+        f"{folder}/{found.name} is of MLflow's former file store, for which `mlflow ui` without options refuses to "
+        f"start: move {folder}/ elsewhere, or use `make ui`"
+    )
+
+
+def shown() -> str:
+    """The store, as messages name it."""
+    return str(database() or without_secrets(os.environ.get(VARIABLE, "")))
+
+
+def completed_later() -> str:
+    """How a store that lacks something is completed, as a clause."""
+    if TEMPORARY_COPIES in Path.cwd().as_posix():
+        return "`dvc exp apply` and `dvc repro` complete the store later"
+    return "`dvc repro` completes the store later"
 
 
 def without_secrets(text: str) -> str:

@@ -4,8 +4,8 @@ import contextlib
 import os
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline.tracking import address
 
@@ -16,20 +16,20 @@ def create(database: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix=f"{database.name}.new-", dir=database.parent) as folder:
         new = Path(folder) / database.name
-        SqlAlchemyStore(f"{address.SQLITE}{new}", artifacts(database)).engine.dispose()
+        SqlAlchemyStore(address.sqlite_uri(new), artifacts(database).as_uri()).engine.dispose()
         with contextlib.suppress(FileExistsError):  # another process was faster
             os.link(new, database)
 
 
-def artifacts(database: Path) -> str:
-    """The folder of artifacts that `mlflow ui` without flags uses beside this database."""
-    return str(database.parent / "mlruns")
+def artifacts(database: Path) -> Path:
+    """The folder of artifacts that `mlflow ui` without options uses beside this database."""
+    return database.parent / "mlruns"
 
 
 @contextlib.contextmanager
-def reading(database: Path) -> Any:
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection. SQLite is asked itself: importing MLflow and opening its store costs 2 s."""
-    connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=1)
+    connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=1)
     try:
         yield connection
     finally:

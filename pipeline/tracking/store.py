@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.system.command import shortened
 from pipeline.tracking import address, embedded
 
 if TYPE_CHECKING:
@@ -38,22 +39,28 @@ _pause = _Pause(FIRST_PAUSE)
 def attempt(what: str, action: Callable[[], T]) -> T | None:
     """Returns what `action` returns; if the store fails, warns on stderr in one line and returns None.
 
+    Args:
+        what: the action, as it completes "MLflow could not …".
+        action: is not called if the store cannot be opened.
+
     After a failure the store is left alone for a while, longer each time: a server that hangs costs a training run of
     hours some minutes, not seconds of each epoch.
     """
     if time.monotonic() < _pause.until:
         return None
+    doing = "open its store"
     try:
+        client()
+        doing = what
         result = action()
         _pause.seconds = FIRST_PAUSE
         return result
     except failures() as error:
         _pause.until, _pause.seconds = time.monotonic() + _pause.seconds, min(2 * _pause.seconds, LONGEST_PAUSE)
-        reason = address.without_secrets(" ".join(str(error).split()))[:300]
         print(
-            f"warning: MLflow could not {what} at {address.without_secrets(address.store_uri())} "
-            f"({type(error).__name__}: {reason}). "
-            "The record on disk is complete; `dvc repro` completes the store later.",
+            f"warning: MLflow could not {doing} at {address.shown()} "
+            f"({type(error).__name__}: {shortened(address.without_secrets(str(error)))}). "
+            f"The record on disk is complete; {address.completed_later()}.",
             file=sys.stderr,
         )
         return None
@@ -94,6 +101,7 @@ def client() -> "MlflowClient":
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # it would print stack traces of what we warn of
     database = address.database()
     if database and not database.exists():
+        database.parent.stat()  # MLflow would try for minutes, SQLite has no name for it
         embedded.create(database)
     made = MlflowClient(address.store_uri())
     made.search_experiments(max_results=1)
@@ -116,7 +124,7 @@ def experiment_id() -> str:
     if experiment is None:
         # Beside the embedded store, as `mlflow ui` there would; where a server keeps files is its business.
         database = address.database()
-        location = (database.parent / "mlruns" / name).as_uri() if database else None
+        location = (embedded.artifacts(database) / name).as_uri() if database else None
         try:
             return client().create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         except MlflowException:  # another process was faster

@@ -1,0 +1,55 @@
+"""Under `mlflow run`: the caller's store, and the run that MLflow made there for the call."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from pipeline.tracking import address, embedded
+
+
+def use_callers_store() -> None:
+    """Makes a relative address absolute: under `mlflow run` it is of the folder in which that was called.
+
+    MLflow hands the address on as it is, and the project of a git address runs in a temporary folder. The caller's
+    folder is that of a process above this one, where the store knows the run that MLflow made for this call.
+    """
+    given, run_id = os.environ.get(address.VARIABLE, ""), os.environ.get("MLFLOW_RUN_ID")
+    path = address.sqlite_path(given)
+    if run_id:
+        _remove_stray_folders(given)
+    if not run_id or path is None or path.is_absolute():
+        return
+    for folder in _folders_above():
+        if _knows(folder / path, run_id):
+            os.environ[address.VARIABLE] = address.sqlite_uri(folder / path) + given[len(given.partition("?")[0]) :]
+            return
+
+
+def _folders_above() -> Iterator[Path]:
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            yield Path(process.cwd())
+
+
+def _remove_stray_folders(uri: str) -> None:
+    """Removes the empty folders that MLflow made for an address like `sqlite:////home/me/my%20project/mlflow.db`.
+
+    It takes the address as it is, undecoded, for a path.
+    """
+    stray = Path(uri.removeprefix("sqlite:///"))
+    with contextlib.suppress(OSError):  # not empty: somebody's own
+        for folder in stray.parents:
+            if "%" in str(folder):
+                folder.rmdir()
+
+
+def _knows(database: Path, run_id: str) -> bool:
+    try:
+        with embedded.reading(database) as connection:
+            return bool(connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone())
+    except sqlite3.Error:
+        return False
