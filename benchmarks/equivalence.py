@@ -62,7 +62,7 @@ def _ours(recipe, seed: int, train, val, policy: str) -> tuple[float, float]:
     from pipeline.training import loop
 
     model, epochs = models.build(recipe.model), []
-    loop.train(model, recipe, seed, train, val, policy, on_epoch=lambda epoch, _: epochs.append(epoch))
+    loop.train(model, recipe, seed, train, val, policy=policy, on_epoch=lambda epoch, _: epochs.append(epoch))
     return epochs[-1].loss, epochs[-1].val_accuracy
 
 

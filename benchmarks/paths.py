@@ -43,21 +43,17 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
     from pipeline import models
     from pipeline.config import params
     from pipeline.system import device
-    from pipeline.training import dataset, layers, loop, optimizers
+    from pipeline.training import dataset, loop
 
-    recipe = (
-        params.read().recipes[model].model_copy(update=BY_SGD | {"batch_size": batch, "flip": "none", "crop_pixels": 0})
-    )
+    changes = {"batch_size": batch, "epochs": 1_000, "flip": "none", "crop_pixels": 0}
+    recipe = params.read().recipes[model].model_copy(update=BY_SGD | changes)
     machine = device.resolve("auto", "auto")
     split = dataset.Split(pixels, labels)
-    steps = len(labels) // batch
-    fast = layers.twin(models.build(model), 0, machine.policy)
-    schedule = optimizers.Schedule("linear", recipe.learning_rate, steps * 1000, 0.2)
-    optimizer = optimizers.make_optimizer(recipe, schedule, machine.policy, fast)
-    run_steps = loop.graph_of_steps(fast, optimizer, [], recipe, 0, split, tf.distribute.get_strategy())
+    run = loop.prepare(models.build(model), recipe, 0, split, machine.policy, tf.distribute.get_strategy())
+    run_steps = loop.graph_of_steps(run)
     for epoch in range(1, 1000):
-        order = tf.constant(dataset.permutation(0, epoch, len(labels)))
-        run_steps(order, tf.constant(epoch), tf.constant(0), tf.constant(steps))[0].numpy()
+        indices = tf.constant(dataset.permutation(0, epoch, len(labels)))
+        run_steps(indices, tf.constant(epoch), tf.constant(0), tf.constant(run.steps_per_epoch))[0].numpy()
         yield
 
 
@@ -88,14 +84,14 @@ def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, 
     network = TORCH_MODELS[model](nn).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, nesterov=True, weight_decay=5e-4)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    answers = torch.from_numpy(labels).long()
+    targets = torch.from_numpy(labels).long()
     while True:
-        order = torch.randperm(len(answers))
-        for start in range(0, len(answers) // batch * batch, batch):
-            chosen = order[start : start + batch]
+        indices = torch.randperm(len(targets))
+        for start in range(0, len(targets) // batch * batch, batch):
+            chosen = indices[start : start + batch]
             x = (images[chosen].float() - 121) / 64
             with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-                loss = nn.functional.cross_entropy(network(x), answers[chosen])
+                loss = nn.functional.cross_entropy(network(x), targets[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

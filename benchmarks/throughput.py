@@ -41,8 +41,10 @@ def main() -> None:
     rates = matmul_rates()
     report: dict[str, Any] = {"machine": machine() | {"matmul_gflops": rates}, "batch_size": arguments.batch}
     for model in arguments.models:
-        console.print(f"{model}: {', '.join(paths)}, {arguments.rounds} rounds of {arguments.images} images in turn")
-        measured = in_turn(model, paths, arguments.rounds, arguments.batch, arguments.images)
+        console.print(
+            f"{model}: {', '.join(paths)}, {arguments.rounds} rounds of {arguments.images} images, interleaved"
+        )
+        measured = interleaved(model, paths, arguments.rounds, arguments.batch, arguments.images)
         work = 6 * multiply_adds(model)  # operations an image: a multiply-add is 2, forward and twice that backward
         report[model] = {
             path: {"images_per_second": round(median(rounds), 1), "rounds": rounds} for path, rounds in measured.items()
@@ -92,7 +94,7 @@ class Worker:
         return line
 
 
-def in_turn(model: str, paths: list[str], rounds: int, batch: int, images: int) -> dict[str, list[float]]:
+def interleaved(model: str, paths: list[str], rounds: int, batch: int, images: int) -> dict[str, list[float]]:
     """Images per second of each path, round by round: all paths once, then all again."""
     workers = {path: Worker(path, model, batch, images) for path in paths}
     measured: dict[str, list[float]] = {path: [] for path in paths}
@@ -108,10 +110,10 @@ def growth(model: str, images: int, batch: int) -> dict[str, Any]:
     """Our path against batch size and number of images, and its memory over many epochs."""
     by_batch, by_images = {}, {}
     for size in (64, 128, 256, 512):
-        (rates,) = in_turn(model, ["ours"], 3, size, max(images, size)).values()
+        (rates,) = interleaved(model, ["ours"], 3, size, max(images, size)).values()
         by_batch[str(size)] = median(rates)
     for count in (images // 2, images * 4):
-        (rates,) = in_turn(model, ["ours"], 2, batch, count).values()
+        (rates,) = interleaved(model, ["ours"], 2, batch, count).values()
         by_images[str(count)] = median(rates)
     worker = Worker("ours", model, batch, batch)
     memory = [worker.epoch()[1] for _ in range(EPOCHS_FOR_MEMORY)]

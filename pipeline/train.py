@@ -84,12 +84,12 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
             config.runs[run].seed,
             train_split,
             val_split,
-            machine.policy,
-            machine.strategy,
-            machine.xla,
-            state,
-            progress.steps,
-            EpochRecorder(model, log, mark, progress, live),
+            policy=machine.policy,
+            strategy=machine.strategy,
+            xla=machine.xla,
+            resume=state,
+            on_steps=progress.steps,
+            on_epoch=EpochRecorder(model, log, mark, progress, live),
         )
         keras_file.save(model, log.model_file)
     checkpoint.clear(record.CHECKPOINTS / run)
@@ -153,7 +153,7 @@ class EpochRecorder:
 
         seconds = time.monotonic() - self._epoch_began
         self._epoch_began = time.monotonic()
-        metrics = epoch.figures()
+        metrics = epoch.metrics()
         self._log.add_epoch(metrics, seconds, epoch.images_per_second, loop.digest(self._model))
         write_checkpoint(self._log, self._mark, state.values)
         self._progress.epoch(metrics, seconds, epoch.images_per_second)
@@ -189,13 +189,13 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
     """Turns what may end a training run into a PipelineError that names the fix."""
     import tensorflow as tf
 
-    from pipeline.training import layers
+    from pipeline.training.training_clone import UntrainableError
 
     try:
         yield
     except FloatingPointError as error:
         raise PipelineError(f"{run}: {error}; lower recipes.{recipe}.learning_rate") from None
-    except layers.UntrainableError as error:
+    except UntrainableError as error:
         raise PipelineError(f"{run}: {error}") from None
     except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
         reason = " ".join(error.message.split())[:300]

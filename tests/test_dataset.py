@@ -1,4 +1,4 @@
-"""Splits are disjoint, balanced and fixed; an epoch's order and augmentation follow from seed, epoch and step."""
+"""Splits are disjoint, balanced and fixed; an epoch's permutation follows from seed and epoch."""
 
 import os
 import shutil
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pipeline import evaluate
 from pipeline.config import params
 from pipeline.system.command import PipelineError
-
-dataset = pytest.importorskip("pipeline.training.dataset")
+from pipeline.training import dataset
 
 
 def keys(split):
@@ -80,14 +79,14 @@ def test_what_is_no_file_of_records_is_named_before_it_is_read(project, tiny_cif
 
 @settings(max_examples=20, deadline=None)
 @given(train=st.integers(1, 50), val=st.integers(1, 50), seed=st.integers(0, 2**31 - 1))
-def test_holdout_never_overlaps_and_is_balanced(tiny_cifar10, train, val, seed):
+def test_validation_split_never_overlaps_and_is_balanced(tiny_cifar10, train, val, seed):
     train_split, val_split = dataset.read_train_val(tiny_cifar10, 10 * train, 10 * val, seed)
     assert np.bincount(train_split.labels).tolist() == [train] * 10
     assert np.bincount(val_split.labels).tolist() == [val] * 10
     assert not keys(train_split) & keys(val_split)
 
 
-def test_holdout_is_the_same_whatever_the_number_of_training_images(tiny_cifar10):
+def test_validation_split_is_the_same_whatever_the_number_of_training_images(tiny_cifar10):
     _, some = dataset.read_train_val(tiny_cifar10, 100, 50, 0)
     _, more = dataset.read_train_val(tiny_cifar10, 900, 50, 0)
     assert np.array_equal(some.images, more.images)
@@ -113,62 +112,3 @@ def test_each_epoch_has_a_fresh_order_that_can_be_had_again():
     assert np.mean(first == second) < 0.02
     assert np.array_equal(first, dataset.permutation(3, 1, 1000))
     assert np.mean(first == dataset.permutation(4, 1, 1000)) < 0.02
-
-
-def augment(tensorflow, images, flip, crop_pixels, epoch=1, step=0):
-    places = tensorflow.range(len(images), dtype=tensorflow.int32)
-    noise = tensorflow.constant([0, 4096 * step], tensorflow.int64)
-    return dataset.augment(
-        tensorflow.constant(images), places, tensorflow.constant(epoch), noise, flip, crop_pixels
-    ).numpy()
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    n=st.integers(1, 9),
-    flip=st.sampled_from(["none", "random", "alternating"]),
-    crop_pixels=st.integers(0, 16),
-    seed=st.integers(0, 99),
-)
-def test_every_augmented_image_is_a_shift_of_the_reflected_image_or_its_mirror(tensorflow, n, flip, crop_pixels, seed):
-    images = np.random.default_rng(seed).integers(0, 256, (n, 32, 32, 3), np.uint8)
-    augmented = augment(tensorflow, images, flip, crop_pixels, epoch=seed, step=seed)
-    assert augmented.shape == images.shape
-    assert augmented.dtype == np.uint8
-    for image, result in zip(images, augmented, strict=True):
-        pad = [(crop_pixels, crop_pixels)] * 2 + [(0, 0)]
-        sources = [image] if flip == "none" else [image, image[:, ::-1]]
-        padded = [np.pad(source, pad, "reflect") for source in sources]
-        size = 2 * crop_pixels + 1
-        assert any(
-            np.array_equal(p[y : y + 32, x : x + 32], result) for p in padded for y in range(size) for x in range(size)
-        )
-
-
-def test_without_augmentation_images_stay_as_they_are(tensorflow):
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    assert np.array_equal(augment(tensorflow, images, "none", 0), images)
-
-
-def test_random_flip_mirrors_half_and_anew_each_step(tensorflow):
-    images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
-    first, second = ((augment(tensorflow, images, "random", 0, step=s) != images).any((1, 2, 3)) for s in (0, 1))
-    assert 0.45 < first.mean() < 0.55
-    assert 0.4 < np.mean(first == second) < 0.6
-
-
-def test_alternating_flip_shows_both_sides_in_any_two_epochs(tensorflow):
-    images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3), np.uint8)
-    mirrored = [(augment(tensorflow, images, "alternating", 0, epoch=e) != images).any((1, 2, 3)) for e in (1, 2, 3)]
-    assert np.array_equal(mirrored[0], ~mirrored[1])
-    assert np.array_equal(mirrored[0], mirrored[2])
-    assert 0.45 < mirrored[0].mean() < 0.55
-
-
-def test_shifts_are_spread_evenly(tensorflow):
-    images = np.zeros((4000, 32, 32, 3), np.uint8)
-    images[:, 16, 16] = 255
-    rows = augment(tensorflow, images, "none", 2)[..., 0].argmax(1).max(1)
-    counts = np.bincount(rows, minlength=19)[14:19]
-    assert counts.sum() == 4000
-    assert counts.min() > 680  # of 800 expected: more than 4 standard deviations

@@ -247,7 +247,7 @@ def test_multi_threaded_bfloat16_training_repeats_itself_to_the_bit(environment,
         splits = dataset.read_train_val({str(ROOT / "data/cifar10")!r}, 2560, 500, 0)
         for name, recipe in settings.recipes.items():
             model = models.build(recipe.model)
-            loop.train(model, recipe.model_copy(update=dict(epochs=1)), 0, *splits, machine.policy)
+            loop.train(model, recipe.model_copy(update=dict(epochs=1)), 0, *splits, policy=machine.policy)
             print(name, machine.threads, machine.policy, loop.digest(model))
     """
     code = textwrap.dedent(code).replace('{"precision"}', '"bfloat16"')

@@ -1,4 +1,4 @@
-"""The fast twin computes what the stock model computes."""
+"""The faster layers compute what the stock layers compute."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ pytest.importorskip("tensorflow")
 import keras
 import tensorflow as tf
 
-from pipeline import models
 from pipeline.training import layers
 
 
@@ -52,8 +51,8 @@ def test_batch_normalization_is_the_stock_one(activations, policy, tolerance):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_dropout_drops_its_rate_and_keeps_the_mean(rate, policy):
     layer = layers.Dropout(rate, dtype=policy)
-    layer.place = 1
-    with layers.noise(tf.constant([0, 4096], tf.int64)):
+    layer.layer_id = 1
+    with layers.step_seed(tf.constant([0, 4096], tf.int64)):
         kept = np.asarray(layer(np.ones((64, 16, 16, 32), np.float32), training=True), np.float32)
     assert abs(np.mean(kept == 0) - rate) < 0.004  # the rate is rounded to 1/256
     assert abs(kept.mean() - 1) < 0.01
@@ -66,10 +65,10 @@ def test_dropout_does_nothing_in_inference():
 
 
 def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
-    def mask(seed, step, place):
+    def mask(seed, step, layer_id):
         layer = layers.Dropout(0.5)
-        layer.place = place
-        with layers.noise(tf.constant([seed, 4096 * step], tf.int64)):
+        layer.layer_id = layer_id
+        with layers.step_seed(tf.constant([seed, 4096 * step], tf.int64)):
             return np.asarray(layer(np.ones((100, 100), np.float32), training=True)).ravel() > 0
 
     first = mask(0, 0, 1)
@@ -80,46 +79,10 @@ def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
 
 def test_dropout_is_independent_of_its_neighbours():
     layer = layers.Dropout(0.5)
-    with layers.noise(tf.constant([0, 0], tf.int64)):
+    with layers.step_seed(tf.constant([0, 0], tf.int64)):
         mask = np.asarray(layer(np.ones((64, 32, 32, 16), np.float32), training=True)) > 0
     for axis in range(4):
         for distance in (1, 2, 8):
             first = np.take(mask, range(distance, mask.shape[axis]), axis).ravel()
             second = np.take(mask, range(mask.shape[axis] - distance), axis).ravel()
             assert abs(np.corrcoef(first, second)[0, 1]) < 0.006  # 5 standard deviations
-
-
-@pytest.mark.parametrize("name", ["baseline", "custom"])
-def test_twin_gives_the_logits_of_the_model(name):
-    model = models.build(name)
-    twin = layers.twin(model, seed=1)
-    layers.copy_weights(twin.weights, model)
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(tf.nn.softmax(twin(images)), model(images), atol=1e-5)
-
-
-def test_initial_weights_follow_from_the_seed_alone():
-    first = layers.twin(models.build("custom"), seed=1)
-    keras.utils.set_random_seed(99)
-    models.build("baseline")
-    again, other = layers.twin(models.build("custom"), seed=1), layers.twin(models.build("custom"), seed=2)
-    kernels = [i for i, weight in enumerate(first.weights) if "kernel" in weight.path]
-    assert kernels
-    for i in kernels:
-        assert np.array_equal(first.weights[i].numpy(), again.weights[i].numpy())
-        assert not np.array_equal(first.weights[i].numpy(), other.weights[i].numpy())
-
-
-def test_logits_are_float32_under_mixed_precision():
-    twin = layers.twin(models.build("custom"), seed=1, policy="mixed_bfloat16")
-    assert twin(np.zeros((1, 32, 32, 3), np.uint8)).dtype == tf.float32
-    assert twin.get_layer("separable1").compute_dtype == "bfloat16"
-
-
-def test_layer_with_hidden_random_state_is_refused():
-    inputs = keras.Input((32, 32, 3))
-    outputs = keras.layers.Dense(10, "softmax")(
-        keras.layers.Flatten()(keras.layers.GaussianNoise(0.1, name="n")(inputs))
-    )
-    with pytest.raises(ValueError, match=r"layer 'n' \(GaussianNoise\) draws random numbers"):
-        layers.twin(keras.Model(inputs, outputs), seed=0)

@@ -14,6 +14,7 @@ from conftest import ROOT
 from pipeline import models
 from pipeline.config import params
 from pipeline.training import dataset, loop, optimizers
+from pipeline.training.training_clone import copy_weights, training_clone
 
 
 @pytest.fixture
@@ -75,10 +76,12 @@ def test_one_batch_can_be_overfitted(recipe, splits, optimizer):
 
 
 # `compact` is deep: at the rate of the others its first steps are chaotic, and double the last digit each time.
-@pytest.mark.parametrize(("name", "rate"), [("baseline", 0.02), ("custom", 0.02), ("compact", 1e-3)])
+@pytest.mark.parametrize(("name", "rate"), [("baseline", 0.02), ("custom", 0.02), ("compact", 1e-4)])
 def test_steps_are_those_of_stock_keras(recipe, splits, name, rate):
-    """Without dropout, whose masks are others: the same weights, batches and recipe, through `train_on_batch`."""
-    settings = recipe(epochs=1, label_smoothing=0.0, weight_decay=0.01, learning_rate=rate)
+    """Without dropout, whose masks differ: the same weights, batches and recipe, through `train_on_batch`."""
+    settings = recipe(epochs=1, label_smoothing=0.0, weight_decay=0.5, learning_rate=rate)
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    train_split = dataset.Split(images, splits[0].labels)
 
     def build() -> keras.Model:
         model = models.build(name)
@@ -88,18 +91,19 @@ def test_steps_are_those_of_stock_keras(recipe, splits, name, rate):
         return model
 
     ours, epochs, stock = build(), [], build()
-    loop.train(ours, settings, 0, *splits, on_epoch=lambda epoch, _: epochs.append(epoch))
-    loop.layers.copy_weights(loop.layers.twin(stock, 0).weights, stock)
+    loop.train(ours, settings, 0, train_split, splits[1], on_epoch=lambda epoch, _: epochs.append(epoch))
+    copy_weights(training_clone(stock, 0).weights, stock)
+    initial = stock.get_weights()
     schedule = optimizers.Schedule(settings.schedule, settings.learning_rate, 5, settings.warmup_fraction)
     stock.compile(optimizers.make_optimizer(settings, schedule, "float32", stock), "sparse_categorical_crossentropy")
-    order = dataset.permutation(0, 1, 100).reshape(5, 20)
     losses = []
-    for batch in order:
+    for batch in dataset.permutation(0, 1, 100).reshape(5, 20):
         stock.reset_metrics()
-        losses.append(stock.train_on_batch(splits[0].images[batch], splits[0].labels[batch]))
+        losses.append(stock.train_on_batch(images[batch], train_split.labels[batch]))
     assert epochs[0].loss == pytest.approx(np.mean(losses), rel=1e-4)
-    for mine, theirs in zip(ours.weights, stock.weights, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-3)  # as far as both are from float64
+    farthest = max(np.abs(new - old).max() for new, old in zip(stock.get_weights(), initial, strict=True))
+    for mine, theirs in zip(ours.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=0.01 * farthest)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
@@ -107,7 +111,7 @@ def test_same_seed_gives_the_same_weights_to_the_bit(recipe, splits, policy):
     settings = recipe(flip="random", crop_pixels=4, label_smoothing=0.1, ema_decay=0.9)
     (first, trace), (again, same_trace) = (trained(settings, splits, policy=policy) for _ in range(2))
     assert loop.digest(first) == loop.digest(again)
-    assert [epoch.figures() for epoch in trace] == [epoch.figures() for epoch in same_trace]
+    assert [epoch.metrics() for epoch in trace] == [epoch.metrics() for epoch in same_trace]
     assert loop.digest(trained(settings, splits, seed=1, policy=policy)[0]) != loop.digest(first)
 
 
@@ -115,10 +119,10 @@ def test_same_seed_gives_the_same_weights_to_the_bit(recipe, splits, policy):
     ("optimizer", "policy"),
     [("sgd", "float32"), ("adamw", "mixed_bfloat16"), ("muon", "mixed_bfloat16"), ("sgd", "mixed_float16")],
 )
-def test_training_that_goes_on_is_the_uninterrupted_one_to_the_bit(recipe, splits, optimizer, policy):
+def test_resumed_training_run_equals_the_uninterrupted_one_bit_for_bit(recipe, splits, optimizer, policy):
     settings = recipe(epochs=3, optimizer=optimizer, flip="alternating", crop_pixels=4, ema_decay=0.9)
     states, whole = [], small_model()
-    loop.train(whole, settings, 0, *splits, policy, on_epoch=lambda epoch, state: states.append((epoch, state)))
+    loop.train(whole, settings, 0, *splits, policy=policy, on_epoch=lambda epoch, state: states.append((epoch, state)))
     for done in (1, 2, 3):
         resumed, epochs = small_model(), [epoch for epoch, _ in states[:done]]
         loop.train(
@@ -126,12 +130,12 @@ def test_training_that_goes_on_is_the_uninterrupted_one_to_the_bit(recipe, split
             settings,
             0,
             *splits,
-            policy,
+            policy=policy,
             resume=states[done - 1][1],
             on_epoch=lambda epoch, _, epochs=epochs: epochs.append(epoch),
         )
         assert loop.digest(resumed) == loop.digest(whole)
-        assert [epoch.figures() for epoch in epochs] == [epoch.figures() for epoch, _ in states]
+        assert [epoch.metrics() for epoch in epochs] == [epoch.metrics() for epoch, _ in states]
 
 
 @pytest.mark.slow
@@ -157,15 +161,15 @@ KNOWN_TRACE = [2.9064, 1.9928, 1.6818]
 
 def test_validation_is_of_the_model_as_it_is_left(recipe, splits):
     model, epochs = trained(recipe(ema_decay=0.5), splits)
-    chances = model(splits[1].images)
-    assert epochs[-1].val_accuracy == pytest.approx(np.mean(np.argmax(chances, 1) == splits[1].labels))
-    loss = keras.losses.sparse_categorical_crossentropy(splits[1].labels, chances)
+    probabilities = model(splits[1].images)
+    assert epochs[-1].val_accuracy == pytest.approx(np.mean(np.argmax(probabilities, 1) == splits[1].labels))
+    loss = keras.losses.sparse_categorical_crossentropy(splits[1].labels, probabilities)
     assert epochs[-1].val_loss == pytest.approx(float(np.mean(loss)), rel=1e-4)
 
 
 def test_average_of_weights_trails_the_weights(recipe, splits):
     plain, averaged = (trained(recipe(ema_decay=decay), splits)[0] for decay in (0.0, 0.99))
-    start = loop.layers.twin(small_model(), seed=0)
+    start = training_clone(small_model(), seed=0)
     at = [
         np.concatenate([weight.numpy().ravel() for weight in model.trainable_weights])
         for model in (start, averaged, plain)
@@ -207,9 +211,9 @@ def test_two_replicas_train_like_one(tmp_path, tiny_cifar10, optimizer, rate):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_batch_that_replicas_cannot_share_is_refused(recipe, splits):
+def test_batch_that_cannot_be_divided_among_replicas_is_refused(recipe, splits):
     class Three:
         num_replicas_in_sync = 3
 
-    with pytest.raises(ValueError, match="batch_size 20 cannot be shared equally among 3 devices"):
+    with pytest.raises(ValueError, match="batch_size 20 cannot be divided among 3 devices"):
         trained(recipe(), splits, strategy=Three())

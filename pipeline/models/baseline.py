@@ -19,8 +19,8 @@ def build() -> keras.Model:
         x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
         x = layers.Dropout(0.25, name=f"block{block}_dropout")(x)
     x = layers.Flatten(name="flatten")(x)  # 2 * 2 * 192 = 768
-    for place, units in enumerate((512, 256), start=1):
-        x = layers.Dense(units, activation="relu", name=f"dense{place}")(x)
-        x = layers.Dropout(0.5, name=f"dense{place}_dropout")(x)
+    for index, units in enumerate((512, 256), start=1):
+        x = layers.Dense(units, activation="relu", name=f"dense{index}")(x)
+        x = layers.Dropout(0.5, name=f"dense{index}_dropout")(x)
     outputs = layers.Dense(10, activation="softmax", name="classes")(x)
     return keras.Model(inputs, outputs, name="baseline")

@@ -1,8 +1,8 @@
 """The compact network: within the 92,027 parameters of the published custom network, moving statistics included.
 
 Nearly all parameters of a separable network are in the 1x1 convolutions that mix channels. A narrow block at 32 px has
-as many multiply-adds as one of twice the channels at 16 px, but a quarter of its parameters: so four of them come
-first.
+as many multiply-adds as one of twice the channels at 16 px, but a quarter of its parameters, so the network begins with
+four of them.
 """
 
 import keras
@@ -18,11 +18,11 @@ def build() -> keras.Model:
     inputs, x = pixels()
     x = layers.Conv2D(FINE, 3, padding="same", use_bias=False, name="stem")(x)
     x = _relu(_norm(x, "stem"), "stem")  # 32*32*48, 3
-    for place in range(1, 5):
-        x = _block(x, f"fine{place}", FINE)  # 32*32*48, 5 to 11
+    for index in range(1, 5):
+        x = _block(x, f"fine{index}", FINE)  # 32*32*48, 5 to 11
     x = _block(x, "widen", MIDDLE, halve=True)  # 16*16*96, 14
-    for place in range(1, 5):
-        x = _block(x, f"middle{place}", MIDDLE)  # 16*16*96, 18 to 30
+    for index in range(1, 5):
+        x = _block(x, f"middle{index}", MIDDLE)  # 16*16*96, 18 to 30
     x = _block(x, "halve", COARSE, halve=True)  # 8*8*120, 36
     x = _block(x, "coarse", COARSE)  # 8*8*120, 44
     x = layers.GlobalAveragePooling2D(name="average")(x)
@@ -31,15 +31,15 @@ def build() -> keras.Model:
 
 def _block(x: keras.KerasTensor, name: str, filters: int, halve: bool = False) -> keras.KerasTensor:
     y = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
-    if halve:  # not by a stride of the depthwise convolution, whose gradient takes 31 to 67 times as long on a CPU
+    if halve:  # not by a strided depthwise convolution, whose gradient takes 31 to 67 times as long on a CPU
         y = layers.AveragePooling2D(2, name=f"{name}_pool")(y)
     y = _norm(layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_mixer")(y), name)
-    # The ReLU behind the sum: before it, validation is far below training until the rate is low.
+    # The ReLU follows the sum: before it, validation lags far behind training until the learning rate is low.
     return _relu(y if halve else layers.Add(name=f"{name}_sum")([x, y]), name)
 
 
 def _norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    # With momentum 0.99 the statistics that validation uses are those of weights long gone.
+    # At momentum 0.99 the moving statistics lag behind the weights.
     return layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
 
 

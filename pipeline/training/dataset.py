@@ -1,10 +1,9 @@
-"""The binary records as arrays: splits, the order of an epoch, augmentation. Pixels stay uint8 until the model."""
+"""CIFAR-10's binary records as numpy arrays: splits, and the permutation of an epoch. Pixels stay uint8."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.training.cifar10 import NUM_CLASSES, RECORD_BYTES, SIDE, TEST_FILES, TRAIN_FILES
 
@@ -17,7 +16,7 @@ class Split(NamedTuple):
 
 
 def read_records(folder: str | Path, files: tuple[str, ...]) -> Split:
-    """All records of the files, in their order.
+    """Reads all records of the files, in order.
 
     Raises:
         ValueError: a file is not a whole number of records, or a label is not 0..9; the file is named.
@@ -38,9 +37,9 @@ def read_records(folder: str | Path, files: tuple[str, ...]) -> Split:
 
 
 def read_train_val(folder: str | Path, train_images: int, val_images: int, split_seed: int) -> tuple[Split, Split]:
-    """Training images and the hold-out, both class-balanced and disjoint, in the order of the records.
+    """Training and validation split: class-balanced, disjoint, in the order of the records.
 
-    The hold-out is drawn first: it is the same whatever `train_images`.
+    The validation split is drawn first, so it does not depend on `train_images`.
 
     Raises:
         ValueError: as `read_records`, or a class has too few images.
@@ -68,7 +67,7 @@ def read_test(folder: str | Path, test_images: int, split_seed: int) -> Split:
 
 
 def _rank_within_class(labels: np.ndarray, split_seed: int) -> np.ndarray:
-    """Each image's place, from 0, in a random order of its class."""
+    """Each image's rank, from 0, in a random permutation of its class."""
     ranks = np.empty(len(labels), np.int64)
     for label in range(NUM_CLASSES):
         members = np.flatnonzero(labels == label)
@@ -77,50 +76,5 @@ def _rank_within_class(labels: np.ndarray, split_seed: int) -> np.ndarray:
 
 
 def permutation(seed: int, epoch: int, images: int) -> np.ndarray:
-    """The order of one epoch, int32 [images]: fresh each epoch, a function of its arguments alone."""
+    """Indices of all images in the order of one epoch, int32 [images]: a function of its arguments alone."""
     return np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
-
-
-def augment(images: tf.Tensor, places: tf.Tensor, epoch: tf.Tensor, noise: tf.Tensor, flip: str, crop_pixels: int):
-    """Shifted and mirrored images: one gather, whatever is asked for.
-
-    Args:
-        images: uint8 [n, 32, 32, 3].
-        places: int32 [n], each image's place in the training split.
-        epoch: int32 scalar, from 1.
-        noise: int64 [2], the seed of this step.
-        flip: none; random (each image, each epoch); alternating (a fair draw per image, then every other epoch).
-        crop_pixels: largest shift in each direction; what moves in is the image reflected at its border.
-
-    Returns:
-        uint8 [n, 32, 32, 3].
-
-    Source: alternating flip, Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
-    """
-    if flip == "none" and crop_pixels == 0:
-        return images
-    n = tf.shape(images)[0]
-    shift_low, shift_high = -crop_pixels, crop_pixels + 1
-    shift = tf.random.stateless_uniform([2, n, 1], noise, shift_low, shift_high, tf.int32, alg="philox")
-    rows = _reflect(tf.range(SIDE) + shift[0])  # [n, 32]
-    columns = tf.range(SIDE)[None]
-    if flip == "random":
-        mirrored = tf.random.stateless_uniform([n, 1], noise + 1, 0, 2, tf.int32, alg="philox")
-    elif flip == "alternating":
-        mirrored = tf.bitwise.bitwise_and(_hash(places) + epoch, 1)[:, None]
-    else:
-        mirrored = tf.zeros([n, 1], tf.int32)
-    columns = _reflect(tf.where(mirrored == 1, SIDE - 1 - columns, columns) + shift[1])
-    index = (tf.range(n)[:, None, None] * SIDE + rows[:, :, None]) * SIDE + columns[:, None, :]  # [n, 32, 32]
-    return tf.gather(tf.reshape(images, [-1, 3]), index)
-
-
-def _reflect(index: tf.Tensor) -> tf.Tensor:
-    """Indices outside 0..31 mirrored at the border pixel: -1 is 1, 32 is 30."""
-    return SIDE - 1 - tf.abs(SIDE - 1 - tf.abs(index))
-
-
-def _hash(places: tf.Tensor) -> tf.Tensor:
-    """A fair, fixed bit for each place (the last bit of the result), int32."""
-    mixed = tf.cast(places, tf.uint32) * tf.constant(2654435761, tf.uint32)  # Knuth's multiplicative hash
-    return tf.cast(tf.bitwise.right_shift(mixed, tf.constant(17, tf.uint32)), tf.int32)

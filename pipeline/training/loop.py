@@ -1,28 +1,38 @@
-"""The training loop: many steps in one graph call, data on the device, nothing written and nothing read.
+"""The training loop: many steps in one graph call, with the data on the device. Reads and writes no files.
 
-Everything random is a function of (seed, epoch, step, place). What a training holds between two epochs is in `State`.
+Every random number is a function of (seed, epoch, step, layer), so `State` is all that a resumed training run needs.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.training import cifar10, dataset, layers, optimizers
+from pipeline.training import optimizers
+from pipeline.training.augmentation import augment
+from pipeline.training.cifar10 import IMAGE_SHAPE
+from pipeline.training.dataset import Split, permutation
+from pipeline.training.layers import step_seed
+from pipeline.training.loss import cross_entropy
+from pipeline.training.training_clone import UntrainableError, copy_weights, training_clone
 
 if TYPE_CHECKING:
     from pipeline.config.params import Recipe
 
-VALIDATION_BATCH = 500  # images
+VALIDATION_BATCH_SIZE = 500
+REPORTS_PER_EPOCH = 20  # graph calls, each of a few hundred milliseconds to seconds
+SEEDS_PER_STEP = 4096  # layers use step seed + 1, + 2, …; augmentation uses + 2048 and + 2049
+AUGMENTATION_SEED = 2048
 
 
 class Epoch(NamedTuple):
-    """What an epoch brought: fractions 0..1, cross-entropy in nats, the rate of its last step, speed of training."""
+    """Metrics of one epoch: accuracies 0..1, losses in nats, the learning rate of its last step, training speed."""
 
     epoch: int
     loss: float
@@ -32,29 +42,69 @@ class Epoch(NamedTuple):
     learning_rate: float
     images_per_second: float
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """All but the speed: equal for equal weights."""
         return {name: value for name, value in self._asdict().items() if name != "images_per_second"}
 
 
 class State(NamedTuple):
-    """What a training holds after an epoch: with it, it goes on as if it had never stopped.
+    """Everything needed to resume after an epoch, bit for bit.
 
     Attributes:
         epoch: the last finished one.
-        values: of weights, optimizer and moving averages, in the order that `train` makes them in.
+        values: weights, optimizer variables and averaged weights, as in `TrainingRun.variables`.
     """
 
     epoch: int
     values: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """A model in training and all that its steps need."""
+
+    train_model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    schedule: optimizers.Schedule
+    ema_weights: list[tf.Variable]  # averages of the weights; empty without `ema_decay`
+    recipe: "Recipe"
+    seed: int
+    train_split: Split
+    strategy: tf.distribute.Strategy
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in the training split."""
+        return len(self.train_split.labels) // self.recipe.batch_size
+
+    @property
+    def replicas(self) -> int:
+        """Devices that share each batch."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def per_replica_batch_size(self) -> int:
+        """Images of a step on one device."""
+        return self.recipe.batch_size // self.replicas
+
+    @property
+    def weights(self) -> list:
+        """The weights that are validated and saved, in the order of `train_model.weights`."""
+        return self.ema_weights or self.train_model.weights
+
+    @property
+    def variables(self) -> list:
+        """All that changes while training."""
+        return [*self.train_model.weights, *self.optimizer.variables, *self.ema_weights]
+
+
 def train(
     model: keras.Model,
     recipe: "Recipe",
     seed: int,
-    train_split: dataset.Split,
-    val_split: dataset.Split,
+    train_split: Split,
+    val_split: Split,
+    *,
     policy: str = "float32",
     strategy: tf.distribute.Strategy | None = None,
     xla: bool = False,
@@ -62,153 +112,165 @@ def train(
     on_steps: Callable[[int, int, int, float], None] = lambda epoch, done, steps, loss: None,
     on_epoch: Callable[[Epoch, State], None] = lambda epoch, state: None,
 ) -> None:
-    """Trains `model`: its weights are the result.
+    """Trains `model` in place.
 
-    An epoch is `len(train_split) // batch_size` full batches of a fresh order; the rest waits for the next epoch.
-    Validation is of `model` itself: stock layers, float32, the weights (or their moving average) as they are saved.
+    Each epoch reshuffles and drops the partial last batch. Validation uses `model` itself: stock layers in float32 with
+    the weights (or their moving average) as they are saved.
 
     Args:
-        model: stock Keras layers, uint8 images in, probabilities out.
-        recipe: how to train; `batch_size` is that of all replicas together.
-        seed: of initial weights, order, augmentation and dropout.
-        train_split: what to learn from.
-        val_split: what to measure on.
+        model: stock Keras layers, from uint8 images to probabilities.
+        recipe: how to train; its `batch_size` is that of all replicas together.
+        seed: of initial weights, shuffling, augmentation and dropout.
+        train_split: the images to learn from.
+        val_split: the images to validate on.
         policy: Keras dtype policy.
-        strategy: replicas; None: one device.
-        xla: compile steps with XLA.
-        resume: the state that an earlier call of the same arguments gave `on_epoch`; its epoch is not repeated.
-        on_steps: called a few times an epoch with epoch, steps done, steps in all, mean loss so far.
-        on_epoch: called after each epoch, when `model` holds its weights, with what `resume` takes.
+        strategy: replicas; None trains on one device.
+        xla: whether to compile steps with XLA.
+        resume: a state that `on_epoch` received from a call with the same arguments; training continues after it.
+        on_steps: called several times an epoch with the epoch, steps done, steps per epoch and mean loss so far.
+        on_epoch: called after each epoch, when `model` holds its weights, with metrics and what `resume` takes.
 
     Raises:
         FloatingPointError: the loss is not finite.
-        UntrainableError: the batch cannot be shared equally among the replicas, or as `layers.twin`.
+        UntrainableError: the batch cannot be divided among the replicas, or as `training_clone`.
     """
-    strategy = strategy or tf.distribute.get_strategy()
-    replicas = strategy.num_replicas_in_sync
-    if recipe.batch_size % replicas:
-        raise layers.UntrainableError(
-            f"batch_size {recipe.batch_size} cannot be shared equally among {replicas} devices"
-        )
-    steps = len(train_split.labels) // recipe.batch_size
-    with strategy.scope():
-        fast = layers.twin(model, seed, policy)
-        schedule = optimizers.Schedule(
-            recipe.schedule, recipe.learning_rate, steps * recipe.epochs, recipe.warmup_fraction
-        )
-        optimizer = optimizers.make_optimizer(recipe, schedule, policy, fast)
-        averages = [tf.Variable(weight.value) for weight in fast.weights] if recipe.ema_decay else []
-    variables = [*fast.weights, *optimizer.variables, *averages]
+    run = prepare(model, recipe, seed, train_split, policy, strategy or tf.distribute.get_strategy())
     if resume:
-        for variable, value in zip(variables, resume.values, strict=True):
+        for variable, value in zip(run.variables, resume.values, strict=True):
             variable.assign(value)
-    layers.copy_weights(averages or fast.weights, model)
-    run_steps = graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy, xla)
-    validate = _graph_of_validation(model, val_split)
-    chunk = max(1, steps // 20)  # steps a call: a few hundred milliseconds to seconds between two reports
+    copy_weights(run.weights, model)
+    run_steps, validate = graph_of_steps(run, xla), _graph_of_validation(model, val_split)
     for epoch in range(resume.epoch + 1 if resume else 1, recipe.epochs + 1):
-        order = tf.constant(dataset.permutation(seed, epoch, len(train_split.labels)))
-        loss_sum = correct = 0.0
-        began = time.monotonic()
-        for start in range(0, steps, chunk):
-            done = min(start + chunk, steps)
-            losses, hits = run_steps(order, tf.constant(epoch), tf.constant(start), tf.constant(done))
-            loss_sum, correct = loss_sum + float(losses), correct + float(hits)
-            if not math.isfinite(loss_sum):
-                raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, steps {start + 1} to {done}")
-            on_steps(epoch, done, steps, loss_sum / done)
-        seen = steps * recipe.batch_size
-        speed = seen / (time.monotonic() - began)
-        layers.copy_weights(averages or fast.weights, model)
+        loss, accuracy, images_per_second = _train_one_epoch(run, epoch, run_steps, on_steps)
+        copy_weights(run.weights, model)
         val_loss, val_accuracy = (float(value) for value in validate())
         if not math.isfinite(val_loss):
             raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")
-        rate = float(schedule(steps * epoch - 1))
+        learning_rate = float(run.schedule(run.steps_per_epoch * epoch - 1))
         on_epoch(
-            Epoch(epoch, loss_sum / steps, correct / seen, val_loss, val_accuracy, rate, speed),
-            State(epoch, [np.asarray(variable) for variable in variables]),
+            Epoch(epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second),
+            State(epoch, [np.asarray(variable) for variable in run.variables]),
         )
 
 
-def graph_of_steps(fast, optimizer, averages, recipe, seed, train_split, strategy, xla=False) -> Callable:
-    """A graph function of (order, epoch, first step, last step + 1): sum of losses, number of correct answers."""
-    replicas = strategy.num_replicas_in_sync
-    share = recipe.batch_size // replicas
-    steps = len(train_split.labels) // recipe.batch_size
+def prepare(
+    model: keras.Model, recipe: "Recipe", seed: int, train_split: Split, policy: str, strategy: tf.distribute.Strategy
+) -> TrainingRun:
+    """A training run of `model` before its first step. Raises UntrainableError as `train` does."""
+    if recipe.batch_size % strategy.num_replicas_in_sync:
+        raise UntrainableError(
+            f"batch_size {recipe.batch_size} cannot be divided among {strategy.num_replicas_in_sync} devices"
+        )
+    steps = recipe.epochs * (len(train_split.labels) // recipe.batch_size)
+    with strategy.scope():
+        train_model = training_clone(model, seed, policy)
+        schedule = optimizers.Schedule(recipe.schedule, recipe.learning_rate, steps, recipe.warmup_fraction)
+        optimizer = optimizers.make_optimizer(recipe, schedule, policy, train_model)
+        ema_weights = [tf.Variable(weight.value) for weight in train_model.weights] if recipe.ema_decay else []
+    return TrainingRun(train_model, optimizer, schedule, ema_weights, recipe, seed, train_split, strategy)
 
-    devices = strategy.extended.worker_devices if replicas > 1 else [None]
 
-    def on_every_device(values: np.ndarray):
-        def on_device(context):
-            with tf.device(devices[context.replica_id_in_sync_group]):
-                return tf.constant(values)
+def _train_one_epoch(
+    run: TrainingRun, epoch: int, run_steps: Callable, on_steps: Callable[[int, int, int, float], None]
+) -> tuple[float, float, float]:
+    """Mean training loss, accuracy and images per second of an epoch. Raises FloatingPointError as `train` does."""
+    steps, batch_size = run.steps_per_epoch, run.recipe.batch_size
+    indices = tf.constant(permutation(run.seed, epoch, len(run.train_split.labels)))
+    steps_per_call = max(1, steps // REPORTS_PER_EPOCH)
+    loss_sum = num_correct = 0.0
+    began = time.monotonic()
+    for start in range(0, steps, steps_per_call):
+        stop = min(start + steps_per_call, steps)
+        losses, correct = run_steps(indices, tf.constant(epoch), tf.constant(start), tf.constant(stop))
+        loss_sum, num_correct = loss_sum + float(losses), num_correct + float(correct)
+        if not math.isfinite(loss_sum):
+            raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, steps {start + 1} to {stop}")
+        on_steps(epoch, stop, steps, loss_sum / stop)
+    images = steps * batch_size
+    return loss_sum / steps, num_correct / images, images / (time.monotonic() - began)
 
-        return strategy.experimental_distribute_values_from_function(on_device)
 
-    images = on_every_device(train_split.images.reshape(len(train_split.images), -1))
-    labels = on_every_device(train_split.labels)
+def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
+    """A graph function that trains steps `start` to `stop - 1` of an epoch.
 
-    def gradients(images, labels, order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor, replica: tf.Tensor):
-        places = tf.slice(order, [step_in_epoch * recipe.batch_size + replica * share], [share])
-        # Seeds are pairs: places within a step are told apart by adding to both (layers.py, dataset.py).
-        count = tf.cast((epoch - 1) * steps + step_in_epoch, tf.int64) * replicas + tf.cast(replica, tf.int64)
-        noise = tf.stack([tf.constant(seed, tf.int64), count * 4096])
-        batch = tf.reshape(tf.gather(images, places), [share, *cifar10.IMAGE_SHAPE])
-        batch = dataset.augment(batch, places, epoch, noise + 2048, recipe.flip, recipe.crop_pixels)
-        answers = tf.gather(labels, places)
-        targets = tf.one_hot(answers, cifar10.NUM_CLASSES)
-        targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / cifar10.NUM_CLASSES
-        with tf.GradientTape() as tape, layers.noise(noise):
-            logits = fast(batch, training=True)
-            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            loss = tf.reduce_mean(losses) / replicas  # the optimizer adds up what the replicas bring
-            scaled = optimizer.scale_loss(loss)
-        hits = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32))
-        return loss, hits, tape.gradient(scaled, fast.trainable_variables)
+    Returns:
+        A function of (permutation of the training split, epoch, start, stop), all int32, that returns the sum of the
+        steps' losses and the number of correctly classified images.
+    """
+    recipe, model, optimizer, strategy = run.recipe, run.train_model, run.optimizer, run.strategy
+    images = _on_every_device(strategy, run.train_split.images.reshape(len(run.train_split.images), -1))
+    labels = _on_every_device(strategy, run.train_split.labels)
 
-    # XLA cannot hold what replicas tell each other, which is the optimizer's part, and all of it is elementwise.
-    compiled = tf.function(gradients, jit_compile=True) if xla else gradients
+    def forward_and_backward(images, labels, indices, epoch, step, replica):
+        start = step * recipe.batch_size + replica * run.per_replica_batch_size
+        indices = tf.slice(indices, [start], [run.per_replica_batch_size])
+        count = tf.cast((epoch - 1) * run.steps_per_epoch + step, tf.int64) * run.replicas + tf.cast(replica, tf.int64)
+        seed = tf.stack([tf.constant(run.seed, tf.int64), count * SEEDS_PER_STEP])
+        batch = tf.reshape(tf.gather(images, indices), [run.per_replica_batch_size, *IMAGE_SHAPE])
+        batch = augment(batch, indices, epoch, seed + AUGMENTATION_SEED, recipe.flip, recipe.crop_pixels)
+        batch_labels = tf.gather(labels, indices)
+        with tf.GradientTape() as tape, step_seed(seed):
+            logits = model(batch, training=True)
+            losses = cross_entropy(batch_labels, logits, recipe.label_smoothing)
+            loss = tf.reduce_mean(losses) / run.replicas  # the optimizer sums over replicas
+            scaled_loss = optimizer.scale_loss(loss)
+        num_correct = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == batch_labels, tf.float32))
+        return loss, num_correct, tape.gradient(scaled_loss, model.trainable_variables)
 
-    def step(images, labels, order: tf.Tensor, epoch: tf.Tensor, step_in_epoch: tf.Tensor):
+    # XLA cannot compile communication between replicas. That is the optimizer's part, and elementwise, so it stays out.
+    compiled = tf.function(forward_and_backward, jit_compile=True) if xla else forward_and_backward
+
+    def train_step(images, labels, indices, epoch, step):
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-        loss, hits, slopes = compiled(images, labels, order, epoch, step_in_epoch, replica)
-        optimizer.apply(slopes, fast.trainable_variables)
-        return loss, hits
+        loss, num_correct, gradients = compiled(images, labels, indices, epoch, step, replica)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss, num_correct
 
     @tf.function
-    def run_steps(order: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
-        loss_sum, correct = tf.constant(0.0), tf.constant(0.0)
-        for step_in_epoch in tf.range(start, stop):
-            loss, hits = strategy.run(step, (images, labels, order, epoch, step_in_epoch))
+    def run_steps(indices: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
+        loss_sum, num_correct = tf.constant(0.0), tf.constant(0.0)
+        for step in tf.range(start, stop):
+            loss, correct = strategy.run(train_step, (images, labels, indices, epoch, step))
             loss_sum += strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-            correct += strategy.reduce(tf.distribute.ReduceOp.SUM, hits, axis=None)
-            for average, weight in zip(averages, fast.weights, strict=False):
+            num_correct += strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None)
+            for average, weight in zip(run.ema_weights, model.weights, strict=False):
                 average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
-        return loss_sum, correct
+        return loss_sum, num_correct
 
     return run_steps
 
 
-def _graph_of_validation(model: keras.Model, split: dataset.Split) -> Callable:
-    """A graph function of nothing: mean loss and accuracy of `model` on the split."""
+def _on_every_device(strategy: tf.distribute.Strategy, values: np.ndarray) -> Any:
+    """The same values in the memory of each replica's device."""
+    devices = strategy.extended.worker_devices if strategy.num_replicas_in_sync > 1 else [None]
+
+    def on_device(context):
+        with tf.device(devices[context.replica_id_in_sync_group]):
+            return tf.constant(values)
+
+    return strategy.experimental_distribute_values_from_function(on_device)
+
+
+def _graph_of_validation(model: keras.Model, split: Split) -> Callable:
+    """A graph function without arguments that returns mean loss and accuracy of `model` on the split."""
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     count = len(split.labels)
 
     @tf.function
     def validate():
-        loss_sum, correct = tf.constant(0.0), tf.constant(0.0)
-        for start in tf.range(0, count, VALIDATION_BATCH):
-            answers = labels[start : start + VALIDATION_BATCH]
-            chances = model(images[start : start + VALIDATION_BATCH], training=False)
-            loss_sum += tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(answers, chances))
-            correct += tf.reduce_sum(tf.cast(tf.argmax(chances, 1, tf.int32) == answers, tf.float32))
-        return loss_sum / count, correct / count
+        loss_sum, num_correct = tf.constant(0.0), tf.constant(0.0)
+        for start in tf.range(0, count, VALIDATION_BATCH_SIZE):
+            batch_labels = labels[start : start + VALIDATION_BATCH_SIZE]
+            probabilities = model(images[start : start + VALIDATION_BATCH_SIZE], training=False)
+            loss_sum += tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(batch_labels, probabilities))
+            num_correct += tf.reduce_sum(tf.cast(tf.argmax(probabilities, 1, tf.int32) == batch_labels, tf.float32))
+        return loss_sum / count, num_correct / count
 
     return validate
 
 
 def digest(model: keras.Model) -> str:
-    """A short digest of all weights."""
+    """A digest of all weights, 16 hexadecimal digits. Takes less than 10 ms for 100,000 weights."""
     sha = hashlib.sha256()
     for weight in model.weights:
         sha.update(np.ascontiguousarray(weight.numpy()).tobytes())

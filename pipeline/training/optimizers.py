@@ -52,8 +52,8 @@ class Muon(keras.optimizers.Muon):
 
     def _muon_update_step(self, gradient, variable, lr, m) -> None:
         self.assign_add(m, gradient + m * (self.momentum - 1))
-        slope = gradient + self.momentum * m  # Nesterov's
-        update = self.zeropower_via_newtonschulz5(tf.reshape(slope, [-1, slope.shape[-1]]), self.ns_steps)
+        direction = gradient + self.momentum * m  # Nesterov
+        update = self.zeropower_via_newtonschulz5(tf.reshape(direction, [-1, direction.shape[-1]]), self.ns_steps)
         self.assign_sub(variable, tf.reshape(self.lr_adjust(lr * update), variable.shape))
 
 
