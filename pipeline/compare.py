@@ -11,11 +11,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import params
+from pipeline.evaluation import predictions
+from pipeline.evaluation.predictions import Predictions
 from pipeline.records import files, record, references
 from pipeline.records.record import Record
 from pipeline.report import comparison_plots, markdown, terminal
-from pipeline.report.comparison import SPLITS, compare
+from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
 from pipeline.report.comparison_plots import History
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -30,7 +34,7 @@ def main() -> None:
     if not parser.parse_args().show:
         config = params.read()
         records = load(config)
-        write_report(compare(config, records), read_histories(records))
+        write_report(compare(config, records, read_predictions(records)), read_histories(records))
     path = REPORT / "comparison.json"
     if path.exists():
         comparison = files.read_json(path)
@@ -73,13 +77,30 @@ def load(config: params.Params) -> dict[str, Record]:
 
 def _missing(loaded: Record) -> list[str]:
     """What a valid record may lack, but a comparison needs."""
-    metrics = ("val_accuracy", "test_accuracy_flip", "parameters", "multiply_adds", "epochs")
+    metrics = (*OVER_SEEDS, "test_accuracy_flip", "calibration_error", "parameters", "multiply_adds", "epochs")
     environment = ("device", "threads", "processor", "precision", "tensorflow", "keras")
     return [
         *(key for key in metrics if key not in loaded.evaluation),
         *(key for key in environment if key not in loaded.training.environment),
         *(key for key in SPLITS if not isinstance(loaded.training.params.get(key), int)),
     ]
+
+
+def read_predictions(records: dict[str, Record]) -> dict[str, Predictions]:
+    """The probabilities of the runs.
+
+    Raises:
+        PipelineError: a file is missing or damaged, or two runs were evaluated on different images.
+    """
+    found = {run: predictions.read(loaded.folder, loaded.evaluation) for run, loaded in records.items()}
+    first = next(iter(found))
+    for run, other in found.items():
+        if not np.array_equal(found[first].test_labels, other.test_labels):
+            raise PipelineError(
+                f"runs {first!r} and {run!r} were evaluated on different test images: "
+                f"make them with `dvc repro evaluate@{first} evaluate@{run}`"
+            )
+    return found
 
 
 def read_histories(records: dict[str, Record]) -> dict[str, History]:
@@ -97,7 +118,9 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> N
         "curves.png": comparison_plots.validation_curves(comparison, histories),
         "accuracy_vs_parameters.png": comparison_plots.accuracy_vs_parameters(comparison),
         "README.md": markdown.page(comparison).encode(),
-        "comparison.json": (json.dumps(comparison, indent=1) + "\n").encode(),
+        "champions.json": _json(comparison["champions"]),
+        "comparison.json": _json(comparison),
+        "metrics.json": _json({recipe: _few(row) for recipe, row in comparison["recipes"].items()}),
     }
     REPORT.mkdir(exist_ok=True)
     partials = {name: REPORT / f".{name}.partial" for name in files}
@@ -109,6 +132,17 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> N
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _few(row: dict[str, Any]) -> dict[str, float]:
+    """What `dvc metrics` and `dvc exp show` show of a recipe: few numbers, since every one is a column there."""
+    few = {key: row[key] for key in ("test_accuracy", "test_accuracy_std", "val_accuracy", "seeds")}
+    few["test_accuracy_low"], few["test_accuracy_high"] = row["test_accuracy_interval"] or (None, None)
+    return {key: value for key, value in few.items() if value is not None}
 
 
 def _curves_csv(histories: dict[str, History]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import params
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, predictions
 from pipeline.records import files, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -16,8 +16,6 @@ from pipeline.system.tensorflow_import import import_tensorflow
 from pipeline.training.cifar10 import CLASS_NAMES
 
 if TYPE_CHECKING:
-    import keras
-
     from pipeline.training.dataset import Split
 
 
@@ -47,11 +45,12 @@ def main() -> None:
     model = inference.load_model(log.model_file, run)
     test, val = read_splits(config.data)
     layers = geometry.geometry(model)
-    test_probabilities = inference.predict(model, test.images)
+    test_probabilities, val_probabilities = (inference.predict(model, split.images) for split in (test, val))
+    flipped = inference.predict(model, test.images[:, :, ::-1])
     evaluation = {
-        **measure(model, test, val, test_probabilities, config.evaluate.calibration_bins),
+        **measure(test, test_probabilities, flipped, val, val_probabilities, config.evaluate.calibration_bins),
         "parameters": model.count_params(),
-        "multiply_adds": sum(layer.multiply_adds for layer in layers),
+        "multiply_adds": geometry.total_multiply_adds(layers),
         "model_bytes": log.model_file.stat().st_size,
         "epochs": len(log.history),
         "test_images": len(test.labels),
@@ -73,7 +72,13 @@ def main() -> None:
         ),
     }
 
-    for name, content in plots.items():
+    kept = predictions.encode(test_probabilities, test.labels, val_probabilities, val.labels)
+    try:
+        predictions.decode(kept).check(evaluation)
+    except ValueError as error:
+        raise PipelineError(f"{log.folder / predictions.FILE} is not written: {error}") from None
+
+    for name, content in (plots | {predictions.FILE: kept}).items():
         files.write(log.folder / name, content)
     files.write_json(log.folder / "geometry.json", geometry.as_rows(layers))
     files.write_json(log.folder / "classes.json", by_class(confusion))
@@ -101,24 +106,21 @@ def read_splits(data: params.Data) -> tuple[Split, Split]:
 
 
 def measure(
-    model: keras.Model, test: Split, val: Split, test_probabilities: np.ndarray, calibration_bins: int
+    test: Split,
+    test_probabilities: np.ndarray,
+    flipped: np.ndarray,
+    val: Split,
+    val_probabilities: np.ndarray,
+    bins: int,
 ) -> dict[str, float]:
-    """Metrics, equal for equal weights: fractions 0..1, losses in nats.
-
-    Raises:
-        PipelineError: the model outputs NaN or infinity.
-    """
-    from pipeline.evaluation import inference
-
-    flipped_probabilities = inference.predict(model, test.images[:, :, ::-1])
-    val_probabilities = inference.predict(model, val.images)
+    """Metrics, equal for equal weights: fractions 0..1, losses in nats."""
     values = {
         "test_loss": metrics.cross_entropy(test_probabilities, test.labels),
         "test_accuracy": metrics.accuracy(test_probabilities, test.labels),
-        "test_accuracy_flip": metrics.accuracy((test_probabilities + flipped_probabilities) / 2, test.labels),
+        "test_accuracy_flip": metrics.accuracy((test_probabilities + flipped) / 2, test.labels),
         "val_loss": metrics.cross_entropy(val_probabilities, val.labels),
         "val_accuracy": metrics.accuracy(val_probabilities, val.labels),
-        "calibration_error": metrics.calibration_error(test_probabilities, test.labels, calibration_bins),
+        "calibration_error": metrics.calibration_error(test_probabilities, test.labels, bins),
     }
     return {name: round(value, 6) for name, value in values.items()}
 
@@ -137,6 +139,8 @@ def show(run: str, evaluation: dict[str, Any], speed: dict[str, Any], comparable
     from rich.console import Console
 
     percent = {key: f"{100 * value:.2f} %" for key, value in evaluation.items() if "accuracy" in key}
+    known = evaluation["multiply_adds"]
+    multiply_adds = "an unknown number of" if known is None else f"{known:,}"
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{run}: {percent['test_accuracy']}[/] of {evaluation['test_images']:,} test images are correct, "
@@ -144,7 +148,7 @@ def show(run: str, evaluation: dict[str, Any], speed: dict[str, Any], comparable
     )
     console.print(
         f"test loss {evaluation['test_loss']:.4f} nats, calibration error {evaluation['calibration_error']:.4f}; "
-        f"{evaluation['parameters']:,} parameters, {evaluation['multiply_adds']:,} multiply-adds; "
+        f"{evaluation['parameters']:,} parameters, {multiply_adds} multiply-adds; "
         f"{speed['latency_ms']} ms for one image, {speed['throughput']:,.0f} images/s ({speed['device']})"
     )
     if not comparable:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from conftest import ROOT
 
 import pipeline
 from pipeline.config import params
+from pipeline.evaluation import predictions
 from pipeline.records import files
 from pipeline.training import cifar10
 
@@ -28,8 +30,23 @@ def list_runs(*runs):
     )
 
 
-def write_run(run, test_accuracy=0.85, comparable=True, **evaluation):
-    """The record of a run `<recipe>-<seed>`: two epochs of 30 and 90 seconds."""
+@cache
+def probabilities_npz(test_accuracy, val_accuracy, errors_seed=None):
+    """Predictions of 10,000 test and 5,000 validation images with exactly these accuracies.
+
+    The last images are misclassified, or images drawn by the seed.
+    """
+    arrays = []
+    for images, accuracy in ((10_000, test_accuracy), (5_000, val_accuracy)):
+        labels = np.arange(images) % 10
+        order = np.arange(images) if errors_seed is None else np.random.default_rng(errors_seed).permutation(images)
+        is_wrong = order >= round(images * accuracy)
+        arrays += [0.1 + 0.8 * np.eye(10)[(labels + is_wrong) % 10], labels]
+    return predictions.encode(*arrays)
+
+
+def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **evaluation):
+    """The record of a run `<recipe>-<seed>`: two epochs, of 30 and 90 seconds."""
     folder = Path("results") / run
     folder.mkdir(parents=True, exist_ok=True)
     recipe, seed = run[:-2], int(run[-1])
@@ -62,8 +79,11 @@ def write_run(run, test_accuracy=0.85, comparable=True, **evaluation):
         },
     }
     files.write_json(folder / "training.json", training)
-    accuracies = {"test_accuracy": test_accuracy, "val_accuracy": 0.7, "test_accuracy_flip": test_accuracy + 0.01}
-    files.write_json(folder / "evaluation.json", accuracies | NUMBERS | evaluation)
+    metrics = {"test_accuracy": test_accuracy, "test_accuracy_flip": test_accuracy + 0.01, "test_loss": 0.5}
+    metrics |= {"val_accuracy": 0.7, "val_loss": 0.6, "calibration_error": 0.05} | NUMBERS | evaluation
+    files.write_json(folder / "evaluation.json", metrics)
+    npz = probabilities_npz(test_accuracy, metrics["val_accuracy"], errors_seed)
+    files.write(folder / "probabilities.npz", npz)
     files.write_json(folder / "speed.json", {"evaluated_ms": 1_795_388_600_000})
 
 

@@ -7,19 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from factories import NUMBERS, change_training, list_runs, report_files, write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from pipeline import compare
 from pipeline.config import params
+from pipeline.evaluation import predictions
 from pipeline.records import files, record, references
 from pipeline.records.record import NOT_COMPARABLE
-from pipeline.report import comparison, comparison_plots, markdown, tables, terminal
+from pipeline.report import comparison, comparison_plots, findings, markdown, statistics, tables, terminal
 from pipeline.system.command import PipelineError
+from pipeline.training import cifar10
 
 BUDGET = params.Budget(max_parameters=92_027, max_epochs=50, accuracy_to_beat=0.8239)
 METRICS = {"parameters": 92_027, "epochs": 50, "test_accuracy": 0.824}
@@ -36,8 +40,9 @@ def workplace(tmp_path, monkeypatch):
 
 def compared():
     """What comparison.json would hold, without the second that drawing costs."""
-    settings = params.read()
-    return compare.compare(settings, compare.load(settings))
+    config = params.read()
+    records = compare.load(config)
+    return compare.compare(config, records, compare.read_predictions(records))
 
 
 def printed(capsys):
@@ -58,25 +63,51 @@ def titles_and_axes(monkeypatch):
 def test_metrics_are_means_over_seeds():
     list_runs("custom-0", "custom-1", "custom-2")
     for seed, accuracy in enumerate((0.85, 0.86, 0.84)):
-        write_run(f"custom-{seed}", accuracy)
-    assert compared()["recipes"]["custom"] == {
+        write_run(f"custom-{seed}", accuracy, val_loss=0.6 + 0.01 * seed)
+    half_width = 4.302653 * 0.01 / 3**0.5  # Student's t of 2 degrees of freedom
+    row = compared()["recipes"]["custom"]
+    assert row == {
+        "seeds": 3,
         "test_accuracy": 0.85,
         "test_accuracy_std": 0.01,  # the sample's; the population's would be 0.008165
-        "seeds": 3,
+        "test_accuracy_interval": pytest.approx([0.85 - half_width, 0.85 + half_width], abs=1e-6),
+        "test_loss": 0.5,
+        "test_loss_std": 0,
+        "test_loss_interval": [0.5, 0.5],
         "val_accuracy": 0.7,
+        "val_accuracy_std": 0,
+        "val_accuracy_interval": [0.7, 0.7],
+        "val_loss": 0.61,
+        "val_loss_std": 0.01,
+        "val_loss_interval": pytest.approx([0.61 - half_width, 0.61 + half_width], abs=1e-6),
         "test_accuracy_flip": 0.86,
+        "calibration_error": 0.05,
         "training_minutes": 2,
         "images_per_second": 1000,
         **NUMBERS,
     }
 
 
-def test_std_of_one_run_is_a_dash(capsys):
+def test_minutes_are_epochs_times_the_median_epoch():
+    list_runs("custom-0")
+    write_run("custom-0")
+    seconds = [30.0, 30.0, 3_000.0]  # a busy hour in the last epoch
+    epochs = [
+        {"epoch": n, "ended_ms": n, "epoch_seconds": s, "images_per_second": 1.0} for n, s in enumerate(seconds, 1)
+    ]
+    change_training("custom-0", epochs=epochs)
+    history = Path("results/custom-0/history.csv")
+    history.write_text(history.read_text() + "3,1.0,0.7,0.9,0.7,0.1\n")
+    assert compared()["recipes"]["custom"]["training_minutes"] == 1.5
+
+
+def test_one_run_has_no_std_and_no_interval(capsys):
     list_runs("custom-0")
     write_run("custom-0", 0.8512)
-    assert compared()["recipes"]["custom"]["test_accuracy_std"] is None
+    row = compared()["recipes"]["custom"]
+    assert row["test_accuracy_std"] is row["test_accuracy_interval"] is None
     assert re.search(r"^custom +85\.12 +– +1 +70\.00 +86\.12 ", printed(capsys), re.MULTILINE)  # noqa: RUF001
-    assert "| custom | 85.12 | – | 1 | 70.00 | 86.12 |" in markdown.page(compared())  # noqa: RUF001
+    assert "| custom | 85.12 | – | 1 | 70.00 | 86.12 | 92,027 |" in markdown.page(compared())  # noqa: RUF001
 
 
 def test_recipes_stand_as_params_yaml_orders_them():
@@ -102,7 +133,185 @@ def test_published_rows_come_first_and_are_marked(capsys):
     out = printed(capsys)
     places = [out.index(text) for text in ("published-base* ", "published-custom* ", "custom  ", "* published, not")]
     assert places == sorted(places)
-    assert "accuracy on the 10,000 test images, used as validation split" in out
+    assert "accuracy on the 10,000 test images, used as validation split" in " ".join(out.split())
+
+
+def three_seeds(recipe, accuracy, first_errors=0, **evaluation):
+    """Three runs of a recipe that err on images drawn at random."""
+    for seed in range(3):
+        write_run(f"{recipe}-{seed}", accuracy, errors_seed=first_errors + seed, **evaluation)
+
+
+def pair_of(first, second):
+    """The pair of the two recipes, in the order of their accuracy."""
+    (found,) = (pair for pair in compared()["pairs"] if pair["recipes"] == [first, second])
+    return found
+
+
+def test_verdict_on_three_seeds_each_is_of_recipes(capsys):
+    list_runs(*(f"{recipe}-{seed}" for recipe in ("baseline", "custom") for seed in range(3)))
+    three_seeds("baseline", 0.85)
+    three_seeds("custom", 0.87, first_errors=3, val_accuracy=0.71)
+    pair = pair_of("custom", "baseline")
+    stored = compare.read_predictions(compare.load(params.read()))
+    runs = [stored[f"{name}-{seed}"] for name in ("custom", "baseline") for seed in range(3)]
+    correct = np.array([run.test_probabilities.argmax(axis=1) == run.test_labels for run in runs], float)
+    estimate = statistics.difference(correct[:3], correct[3:])
+    assert (pair["of"], pair["verdict"], pair["note"]) == ("recipes", "better", "")
+    assert pair["difference"] == 0.02
+    assert pair["interval"] == [round(estimate.low, 6), round(estimate.high, 6)]
+    assert pair["p_adjusted"] == pair["p_value"] == round(estimate.p_value, 6)
+    out = " ".join(printed(capsys).split())
+    assert f"custom - baseline +2.00 {100 * estimate.low:.2f} to {100 * estimate.high:.2f} better" in out
+    assert "Against baseline, the best of the others: +2.00 points" in out
+    assert "custom is better, significant at the 95 % level" in out
+    assert "McNemar" not in out
+
+
+def test_model_that_validation_chooses_may_be_worse_on_test_and_that_is_said(capsys):
+    list_runs(*(f"{recipe}-{seed}" for recipe in ("baseline", "custom") for seed in range(3)))
+    three_seeds("baseline", 0.85, val_accuracy=0.71)
+    three_seeds("custom", 0.87, first_errors=3)
+    out = " ".join(printed(capsys).split())
+    assert "take baseline-0 (champion)" in out
+    assert "Against custom, the best of the others: -2.00 points of test accuracy (95 % interval -2." in out
+    assert "baseline is worse, significant at the 95 % level" in out
+
+
+def test_small_difference_is_not_told_apart():
+    list_runs(*(f"{recipe}-{seed}" for recipe in ("baseline", "custom") for seed in range(3)))
+    three_seeds("baseline", 0.85)
+    three_seeds("custom", 0.8502, first_errors=3)
+    pair = pair_of("custom", "baseline")
+    assert pair["verdict"] == "not told apart"
+    assert pair["interval"][0] < 0 < pair["interval"][1]
+    assert pair["note"] == ""
+
+
+def test_one_seed_is_told_to_be_of_weights_by_mcnemar_of_the_lowest_seeds(capsys):
+    list_runs("baseline-0", "custom-2", "custom-1")
+    write_run("baseline-0", 0.85, errors_seed=0)
+    write_run("custom-1", 0.87, errors_seed=1)
+    write_run("custom-2", 0.99, errors_seed=2)
+    pair = pair_of("custom", "baseline")
+    assert (pair["of"], pair["verdict"]) == ("weights", "better weights")
+    assert pair["runs"] == [["custom-1"], ["baseline-0"]]
+    assert pair["difference"] == 0.02  # not the mean of custom's seeds
+    out = " ".join(printed(capsys).split())
+    assert "custom-1 - baseline-0 +2.00" in out
+    assert "exact McNemar test" in out
+    assert "whether the recipes differ is open, with one seed of baseline" in out
+
+
+def test_interval_that_excludes_0_without_a_verdict_is_explained(monkeypatch):
+    list_runs("baseline-0", "compact-0", "custom-0")
+    for seed, (run, accuracy) in enumerate({"baseline-0": 0.85, "compact-0": 0.85, "custom-0": 0.8605}.items()):
+        write_run(run, accuracy, errors_seed=seed)
+    pairs = compared()["pairs"]
+    assert [pair["verdict"] for pair in pairs] == ["not told apart"] * 3
+    explained = [pair for pair in pairs if pair["interval"][0] > 0]
+    assert explained
+    assert all("adjusted over all 3 pairs is not below 0.05" in pair["note"] for pair in explained)
+    assert all(pair["p_value"] < 0.05 < pair["p_adjusted"] for pair in explained)
+    assert f"custom - {explained[0]['recipes'][1]}: its own interval excludes 0" in markdown.page(compared())
+
+
+def test_runs_of_other_test_images_are_not_paired():
+    list_runs("baseline-0", "custom-0")
+    write_run("baseline-0", 0.85)
+    write_run("custom-0", 0.85)
+    labels = np.zeros(100, np.uint8)
+    other = predictions.encode(np.eye(10)[labels], labels, np.eye(10)[labels], labels)
+    Path("results/custom-0/probabilities.npz").write_bytes(other)
+    evaluation = Path("results/custom-0/evaluation.json")
+    files.write_json(evaluation, files.read_json(evaluation) | {"test_accuracy": 1.0, "val_accuracy": 1.0})
+    with pytest.raises(PipelineError, match=r"'baseline-0' and 'custom-0' were evaluated on different test images"):
+        compare.main()
+
+
+def test_missing_probabilities_are_named_with_their_command():
+    list_runs("custom-0")
+    write_run("custom-0")
+    Path("results/custom-0/probabilities.npz").unlink()
+    with pytest.raises(PipelineError, match=r"custom-0/probabilities\.npz .*`dvc repro evaluate@custom-0`"):
+        compare.main()
+
+
+def test_beside_a_published_result_stands_a_one_sample_interval():
+    list_runs("custom-0", "custom-1", "custom-2")
+    for seed, accuracy in enumerate((0.85, 0.86, 0.84)):
+        write_run(f"custom-{seed}", accuracy)
+    rows = {row["published"]: row for row in compared()["against_published"]}
+    found = rows["published-custom"]
+    assert found["difference"] == pytest.approx(0.85 - 0.8239)
+    seeds, images = 0.01**2 / 3, 0.85 * 0.15 / 10_000  # the images' variance is a little below that of one run
+    freedom = (seeds + images) ** 2 / (seeds**2 / 2 + images**2 / 9_999)
+    half_width = stats.t.ppf(0.975, freedom) * (seeds + images) ** 0.5
+    assert found["interval"] == pytest.approx([0.0261 - half_width, 0.0261 + half_width], rel=0.03)
+
+
+def test_seeds_needed_are_assumed_until_a_recipe_has_two_and_measured_then():
+    list_runs("custom-0")
+    write_run("custom-0")
+    assert compared()["seeds_needed"] == {
+        "difference": 0.003,
+        "std": [0.002, 0.005],
+        "assumed": True,
+        "these_images": [statistics.seeds_to_detect(0.003, std) for std in (0.002, 0.005)],
+    }
+    list_runs("custom-0", "custom-1", "baseline-0", "baseline-1")
+    for seed, run in enumerate(("custom-0", "custom-1", "baseline-0", "baseline-1")):
+        write_run(run, 0.85 + 0.001 * seed, errors_seed=seed)
+    needed = compared()["seeds_needed"]
+    assert needed["assumed"] is False
+    assert needed["std"][0] < 0.001 / 2**0.5 < needed["std"][1]
+    assert len(needed["further_images"]) == 2
+    assert "more than 100 seeds" not in findings.seeds_needed(needed | {"these_images": [3, 8]})
+    assert "3 to more than 100 seeds" in findings.seeds_needed(needed | {"these_images": [3, None]})
+
+
+def test_classes_and_calibration_have_intervals():
+    list_runs("custom-0")
+    write_run("custom-0", 0.85)
+    described = compared()["descriptions"]["custom"]
+    assert list(described) == ["calibration error", *cifar10.CLASS_NAMES]
+    value, low, high = described["cat"]
+    assert value == 0.85  # of 1,000 images
+    assert (high - low) / 2 == pytest.approx(1.96 * (0.85 * 0.15 / 1_000) ** 0.5, rel=0.01)
+    value, low, high = described["calibration error"]
+    assert value == pytest.approx(0.9 - 0.85, abs=1e-3)
+    assert low < value < high
+
+
+def test_same_numbers_stand_in_all_files():
+    list_runs("custom-0", "custom-1", "custom-2")
+    for seed, accuracy in enumerate((0.85, 0.86, 0.84)):
+        write_run(f"custom-{seed}", accuracy)
+    compare.main()
+    recorded, metrics, champions = (
+        json.loads(Path("report", name).read_text()) for name in ("comparison.json", "metrics.json", "champions.json")
+    )
+    row = recorded["recipes"]["custom"]
+    low, high = row["test_accuracy_interval"]
+    assert metrics["custom"] == {
+        "test_accuracy": 0.85,
+        "test_accuracy_std": 0.01,
+        "val_accuracy": 0.7,
+        "seeds": 3,
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+    }
+    assert champions == recorded["champions"]
+    assert champions["published-custom"]["run"] == "custom-0"
+    page = Path("report/README.md").read_text()
+    assert f"| custom | test accuracy, % | 3 | 85.00 | 1.00 | {100 * low:.2f} to {100 * high:.2f} |" in page
+    assert "take custom-0 (champion)" in page
+
+
+def test_unknown_multiply_adds_are_a_dash():
+    list_runs("custom-0")
+    write_run("custom-0", multiply_adds=None)
+    assert "| custom | – | 2 |" in markdown.page(compared())  # noqa: RUF001
 
 
 def test_budget_is_kept_at_its_limits():
@@ -127,9 +336,8 @@ def test_mean_equal_to_the_accuracy_to_beat_fails_and_one_more_image_passes(offs
     right = [8_239 + offset for offset in offsets] + [8_239 - offset for offset in offsets]
     for images, passes in ((0, False), (1, True)):
         runs = [{**METRICS, "test_accuracy": count / 10_000} for count in [right[0] + images, *right[1:]]]
-        others = dict.fromkeys(
-            ("val_accuracy", "test_accuracy_flip", "training_minutes", "images_per_second", "multiply_adds"), 0
-        )
+        keys = ("test_loss", "val_accuracy", "val_loss", "test_accuracy_flip", "calibration_error", "multiply_adds")
+        others = dict.fromkeys((*keys, "training_minutes", "images_per_second"), 0)
         figures = comparison.over_seeds([run | others for run in runs])
         assert comparison.within(BUDGET, figures)["passes"] is passes
 
@@ -165,15 +373,17 @@ def test_one_run_on_a_subset_labels_everything(capsys, monkeypatch):
     write_run("baseline-0")
     write_run("custom-0", 0.9, comparable=False)
     drawn = titles_and_axes(monkeypatch)
-    page, out = Path("report/README.md").read_text(), capsys.readouterr().out
+    page, out = Path("report/README.md").read_text(), " ".join(capsys.readouterr().out.split())
     recorded = json.loads(Path("report/comparison.json").read_text())
     assert recorded["comparable"] is False
     assert recorded["budgets"]["published-custom"]["custom"]["passes"] is True
     assert all(NOT_COMPARABLE in title for title, _ in drawn)
-    assert re.findall(rf"^#+ (.*) \({NOT_COMPARABLE}\)$", page, re.MULTILINE) == [tables.TITLE, "Budgets"]
+    titles = [terminal.TITLE, "Verdicts", "Budgets", "The model to take", "Means over seeds"]
+    titles += ["Beside what is published", "Calibration error and recall of each class"]
+    assert re.findall(rf"^#+ (.*) \({NOT_COMPARABLE}\)$", page, re.MULTILINE) == titles
     for text in (page, out):
-        assert text.count(NOT_COMPARABLE) == 3  # both titles, and below the table
-        assert NOT_COMPARABLE in text.splitlines()[0]
+        assert text.count(NOT_COMPARABLE) >= 5  # in the titles, and below the first table
+        assert NOT_COMPARABLE in text[:100]
 
 
 def test_runs_on_all_data_bear_no_label(capsys, monkeypatch):
@@ -232,7 +442,8 @@ def test_equal_records_give_equal_bytes_without_tensorflow_or_mlflow():
     done = subprocess.run([sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=False)
     assert done.stderr == "set()\n"
     assert report_files() == first
-    assert set(first) == {"README.md", "comparison.json", "curves.csv", "curves.png", "accuracy_vs_parameters.png"}
+    tables_and_numbers = {"README.md", "champions.json", "comparison.json", "curves.csv", "metrics.json"}
+    assert set(first) == tables_and_numbers | {"curves.png", "accuracy_vs_parameters.png"}
     for name in ("curves.png", "accuracy_vs_parameters.png"):
         assert first[name].startswith(b"\x89PNG")
         assert b"tEXt" not in first[name]  # matplotlib's version
@@ -294,16 +505,21 @@ def test_page_says_how_it_was_measured_and_links_what_lies_beside_it():
     assert re.findall(r"\]\((.*?)\)", page) == ["curves.png", "accuracy_vs_parameters.png"]
 
 
-@pytest.mark.parametrize("columns", ["40", "80", "200"])
-def test_table_on_a_pipe_cuts_no_cell(capsys, monkeypatch, columns):
+@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
+def test_no_number_is_broken_and_no_line_is_wider_than_60_columns_or_the_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    list_runs("baseline-0", "custom-0", "custom-1")
-    write_run("baseline-0", 0.8612, parameters=1_172_410, multiply_adds=55_145_472, epochs=50)
-    write_run("custom-0", 0.8712)
-    write_run("custom-1", 0.8799)
-    rows = tables.metrics(compared())
-    lines = [line.split() for line in printed(capsys).splitlines()]
-    assert all(row in lines for row in rows[1:])
+    runs = ["baseline-0", "custom-0", "custom-1", "compact-0", "compact-1"]
+    list_runs(*runs)
+    for seed, run in enumerate(runs):
+        size = {"parameters": 1_172_410, "multiply_adds": 55_145_472} if run == "baseline-0" else {}
+        write_run(run, 0.86 + seed / 1_000, errors_seed=seed, epochs=50, **size)
+    out, comparison = printed(capsys), compared()
+    assert max(map(len, out.splitlines())) <= max(60, int(columns))
+    words = out.split()
+    for table in (tables.accuracy, tables.cost, tables.pairs, tables.budgets):
+        cells = " ".join(cell for row in table(comparison)[1:] for cell in row[:4])
+        for number in re.findall(r"[+-]?\d[\d.,]*", cells):
+            assert any(number in word for word in words), number
 
 
 def test_show_prints_the_recorded_tables_from_the_report_alone(capsys, monkeypatch):
@@ -355,7 +571,7 @@ def test_recorded_report_is_of_the_recorded_runs(monkeypatch):
         assert figures == comparison.over_seeds([run for run in recorded["runs"] if run["recipe"] == recipe])
 
 
-def test_readme_shows_the_tables_of_the_report_files():
+def test_readme_shows_the_tables_of_the_report():
     recorded, page = files.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
-    for rows in (tables.metrics(recorded), tables.runs(recorded)):
+    for rows in (tables.accuracy(recorded), tables.cost(recorded), tables.runs(recorded)):
         assert markdown.table(rows) in page, "copy the tables of report/README.md into README.md"

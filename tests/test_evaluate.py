@@ -6,7 +6,7 @@ import pytest
 from factories import HISTORY, EvaluateStage, tiny_model
 
 from pipeline import evaluate
-from pipeline.evaluation import inference, metrics
+from pipeline.evaluation import inference, metrics, predictions
 from pipeline.records import record
 from pipeline.report import run_plots
 from pipeline.system.command import PipelineError
@@ -69,7 +69,8 @@ def test_flipped_image_is_left_for_right():
     images = np.zeros((4, 32, 32, 3), np.uint8)
     images[:, 0, 0] = 255
     split = dataset.Split(images, np.full(4, 2, np.int32))
-    measured = evaluate.measure(model, split, split, inference.predict(model, split.images), 15)
+    plain, flipped = (inference.predict(model, pixels) for pixels in (images, images[:, :, ::-1]))
+    measured = evaluate.measure(split, plain, flipped, split, plain, 15)
     assert (measured["test_accuracy"], measured["test_accuracy_flip"]) == (0, 1)
 
 
@@ -83,6 +84,7 @@ def test_record_is_complete_and_logged_once(stage, capsys):
             "history.csv",
             "evaluation.json",
             "classes.json",
+            "probabilities.npz",
             "speed.json",
             "geometry.json",
         ),
@@ -104,6 +106,22 @@ def test_equal_weights_give_equal_bytes_except_for_speed(stage):
     first = stage.files()
     evaluate.main()
     assert {name for name, content in stage.files().items() if content != first[name]} == {"speed.json"}
+
+
+def test_probabilities_are_kept_and_tell_the_accuracies_exactly(stage):
+    model = tiny_model()
+    stage.save(model)
+    evaluate.main()
+    kept = predictions.read(stage.results, stage.read("evaluation.json"))
+    test = dataset.read_test("data/cifar10", 50, 3)
+    assert (kept.test_labels == test.labels).all()
+    assert np.abs(kept.test_probabilities - model(test.images).numpy()).max() < 2**-11
+
+
+def test_probabilities_that_tell_another_accuracy_fail_the_stage(stage, monkeypatch):
+    stage.save(tiny_model())
+    monkeypatch.setattr(predictions, "to_float16", lambda probabilities: probabilities[:, ::-1].astype(np.float16))
+    assert_refused(stage, "probabilities.npz", "test accuracy is", "evaluation.json")
 
 
 def test_test_split_is_read_once(stage, monkeypatch):

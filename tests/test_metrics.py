@@ -4,6 +4,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -96,6 +97,24 @@ def test_calibration_error_is_that_of_brute_force(predictions, bins):
             right = np.mean([probabilities[index].argmax() == labels[index] for index in inside])
             total += len(inside) / len(labels) * abs(right - np.mean([probabilities[index].max() for index in inside]))
     assert metrics.calibration_error(probabilities, labels, bins) == pytest.approx(total)
+
+
+@in_its_own_time
+@given(predictions())
+def test_metrics_are_those_of_scikit_learn(predictions):
+    probabilities, labels = predictions
+    predicted, classes = probabilities.argmax(axis=1), range(10)
+    confusion = metrics.confusion_matrix(probabilities, labels)
+    assert metrics.accuracy(probabilities, labels) == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert metrics.cross_entropy(probabilities, labels) == pytest.approx(
+        sklearn.metrics.log_loss(labels, probabilities, labels=classes)
+    )
+    assert (confusion == sklearn.metrics.confusion_matrix(labels, predicted, labels=classes)).all()
+    arguments = {"labels": classes, "average": None, "zero_division": 0}
+    assert metrics.precision(confusion) == pytest.approx(
+        sklearn.metrics.precision_score(labels, predicted, **arguments)
+    )
+    assert metrics.recall(confusion) == pytest.approx(sklearn.metrics.recall_score(labels, predicted, **arguments))
 
 
 @in_its_own_time

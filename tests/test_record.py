@@ -20,7 +20,8 @@ from pipeline.system.command import PipelineError
 
 # Each example begins with the whole record.
 fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FILES = ("history.csv", "training.json", "evaluation.json", "speed.json")
+JSON_FILES = ("training.json", "evaluation.json", "speed.json")
+FILES = ("history.csv", *JSON_FILES, "probabilities.npz")
 RUN = Path("results/custom-0")
 
 
@@ -47,7 +48,7 @@ def compared_or_refused(*names):
     chosen = params.read()
     try:
         records = compare.load(chosen)
-        comparison = compare.compare(chosen, records)
+        comparison = compare.compare(chosen, records, compare.read_predictions(records))
         markdown.page(comparison).encode()
         json.dumps(comparison, allow_nan=False)
     except PipelineError as error:
@@ -120,7 +121,7 @@ ANY = st.recursive(
 
 
 @fuzz
-@given(st.sampled_from(FILES[1:]), st.integers(0, 99), st.none() | st.integers(0, 99), ANY)
+@given(st.sampled_from(JSON_FILES), st.integers(0, 99), st.none() | st.integers(0, 99), ANY)
 def test_any_other_value_is_refused_in_one_line_or_harmless(workplace, name, which, inner, value):
     content = json.loads(whole()[name])
     key = list(content)[which % len(content)]
@@ -136,7 +137,7 @@ def test_any_other_value_is_refused_in_one_line_or_harmless(workplace, name, whi
 
 
 def test_missing_key_is_refused_in_one_line_or_harmless(workplace):
-    for name in FILES[1:]:
+    for name in JSON_FILES:
         content = json.loads(whole()[name])
         for key in content:
             (RUN / name).write_text(json.dumps({other: value for other, value in content.items() if other != key}))
@@ -165,7 +166,8 @@ def comparison(workplace):
     """What `report/comparison.json` holds when all is well."""
     chosen = params.read()
     Path("report").mkdir()
-    return compare.compare(chosen, compare.load(chosen))
+    records = compare.load(chosen)
+    return compare.compare(chosen, records, compare.read_predictions(records))
 
 
 @fuzz

@@ -116,9 +116,17 @@ class Budget(Section):
     accuracy_to_beat: float = _number(0, 1)
 
 
-class Compare(Section):
-    """What the runs are held against."""
+class Champion(Section):
+    """When a recipe may be a budget's champion, and how much accuracy a cheaper one may cost."""
 
+    min_seeds: int = _whole(1, 1_000)
+    margin: float = _number(0, 1)
+
+
+class Compare(Section):
+    """What the runs are held against, and which model is the one to take."""
+
+    champion: Champion
     budgets: dict[Name, Budget]
 
 

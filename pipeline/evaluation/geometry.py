@@ -67,6 +67,12 @@ def geometry(model: keras.Model) -> list[LayerGeometry]:
     return list(_rows(model, fields={id(tensor): (pixel, pixel) for tensor in model.inputs}, counted=set()))
 
 
+def total_multiply_adds(geometry: list[LayerGeometry]) -> int | None:
+    """Multiply-adds of the whole model; None if those of a layer are unknown."""
+    counts = [row.multiply_adds for row in geometry]
+    return None if None in counts else sum(counts)
+
+
 def as_rows(geometry: list[LayerGeometry]) -> list[dict[str, Any]]:
     """The same as JSON has it, for geometry.json."""
     return [{**asdict(row), "output_size": list(row.output_size)} for row in geometry]

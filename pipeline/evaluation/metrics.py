@@ -44,10 +44,15 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) 
     Source: Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015; in this
         form Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017, eq. 3.
     """
+    return float(calibration_terms(probabilities, labels, bins).mean())
+
+
+def calibration_terms(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> np.ndarray:
+    """Each image's contribution to the calibration error, float [n]; their mean is the error. Arguments as there."""
     confidence = probabilities.max(axis=1)
-    is_correct = probabilities.argmax(axis=1) == labels
+    gap = (probabilities.argmax(axis=1) == labels) - confidence
     bin_of = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    return float(np.abs(np.bincount(bin_of, weights=is_correct - confidence)).sum() / len(labels))
+    return gap * np.sign(np.bincount(bin_of, weights=gap))[bin_of]
 
 
 def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

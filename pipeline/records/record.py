@@ -27,6 +27,7 @@ EVALUATION_FILES = (
     "evaluation.json",
     "geometry.json",
     "most_confident_errors.png",
+    "probabilities.npz",
     "speed.json",
 )
 NOT_COMPARABLE = "quick: not comparable with the published figures"
@@ -80,10 +81,13 @@ class Training(Content):
 
 class _Evaluation(Content):
     test_accuracy: Fraction
-    val_accuracy: Fraction = 0
+    test_loss: Measure = 0
     test_accuracy_flip: Fraction = 0
+    val_accuracy: Fraction = 0
+    val_loss: Measure = 0
+    calibration_error: Fraction = 0
     parameters: Count = 1
-    multiply_adds: Count = 1
+    multiply_adds: Count | None = None
     epochs: Count = 1
 
 

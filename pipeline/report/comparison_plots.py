@@ -42,7 +42,10 @@ def validation_curves(comparison: dict[str, Any], histories: dict[str, History])
 
 
 def accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
-    """Test accuracy by number of parameters; grey: fewer parameters and better than what is published."""
+    """Test accuracy by number of parameters, with 95 % intervals over seeds.
+
+    Grey: fewer parameters and better than what is published.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
     title = "Test accuracy by number of parameters"
@@ -54,11 +57,12 @@ def accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
         axes.fill_between([left, x], y, 100, color="black", alpha=0.06, linewidth=0)
         axes.plot(x, y, marker, color="black", fillstyle="none", label=_label(row["run"], row))
     for (recipe, row), colour in zip(comparison["recipes"].items(), cycle(figures.COLOURS), strict=False):
-        x, y, std = row["parameters"], 100 * row["test_accuracy"], 100 * (row["test_accuracy_std"] or 0)
-        axes.errorbar(x, y, std or None, fmt="o", color=colour, capsize=4, label=_label(recipe, row))
+        x, y, limits = row["parameters"], 100 * row["test_accuracy"], row["test_accuracy_interval"]
+        bar = limits and [[y - 100 * limits[0]], [100 * limits[1] - y]]
+        axes.errorbar(x, y, bar, fmt="o", color=colour, capsize=4, label=_label(recipe, row))
     axes.set_xscale("log")
     axes.set_xlim(left, right)
-    axes.set_ylim(top=100 * max(row["test_accuracy"] + (row.get("test_accuracy_std") or 0) for row in rows) + 1)
+    axes.set_ylim(top=100 * max((row.get("test_accuracy_interval") or [row["test_accuracy"]])[-1] for row in rows) + 1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())

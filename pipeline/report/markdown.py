@@ -2,43 +2,75 @@
 
 from typing import Any
 
-from pipeline.report import tables
+from pipeline.report import findings, tables
+from pipeline.report.terminal import TITLE
 
 HOW = """\
-- Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ only in their seed;
-  test, validation and flip-averaged accuracy are means over them.
-- The validation images are held out of the training images, equally many of each class. The test images are read once,
-  by `evaluate`. In the published text they were the validation split, which one watches while making choices.
+- Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ only in their seed.
+- The validation images are held out of the training images, equally many of each class; choices are made on them. The
+  test images are read once, by `evaluate`. In the published text they were the validation split, which one watches
+  while making choices.
 - Flip-averaged: the mean of the probabilities of a test image and of its mirror image. No budget counts it.
 - Parameters include the moving statistics of batch normalisation; multiply-adds are those of convolutions and dense
   layers, for one image.
-- Training minutes: the sum over the epochs. Images/s: the median over the epochs, in training. Means over the n runs,
-  on the devices below."""
+- Training minutes: the number of epochs times the median epoch, so that a busy hour of the machine does not count.
+  Images/s: the median over the epochs, in training. Means over the n runs, on the devices below.
+- Which run classifies which image correctly is in `results/<run>/probabilities.npz`; the formulas and their sources are
+  in `pipeline/report/statistics.py`, and how often its intervals cover the truth in `benchmarks/coverage.json`."""
 
 
 def page(comparison: dict[str, Any]) -> str:
     """The whole page; the plots lie beside it."""
+    quick = comparison
     blocks = [
-        f"# {tables.title(tables.TITLE, comparison)}",
-        table(tables.metrics(comparison)),
-        "\\\n".join(tables.footnotes(comparison)).replace("* ", "\\* "),
+        f"# {tables.title(TITLE, quick)}",
+        "\n".join(f"- {_escaped(text)}" for text in findings.budgets(comparison)),
+        table(tables.accuracy(comparison)),
+        _lines(findings.accuracy_notes(comparison)),
+        table(tables.cost(comparison)),
         "![Validation accuracy by epoch](curves.png)",
         "![Test accuracy by number of parameters](accuracy_vs_parameters.png)",
-        f"## {tables.title('Budgets', comparison)}",
+        f"## {tables.title('Verdicts', quick)}",
+        table(tables.pairs(comparison)),
+        _lines(findings.pair_notes(comparison)),
+        f"## {tables.title('Budgets', quick)}",
         table(tables.budgets(comparison)),
-        "\\\n".join(comparison["limits"]),
+        _lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
+        f"## {tables.title('The model to take', quick)}",
+        _lines(findings.rule(comparison)),
+        table(findings.others(comparison)),
+        f"## {tables.title('Means over seeds', quick)}",
+        table(tables.means(comparison)),
+        f"The interval is Student's t, over seeds: it covers the mean of further seeds, for these "
+        f"{comparison['test_images']:,} test images and these validation images. With one seed there is none.",
+        f"## {tables.title('Beside what is published', quick)}",
+        table(tables.against_published(comparison)),
+        _lines(findings.published_notes()),
+        "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
+        f"## {tables.title('Calibration error and recall of each class', quick)}",
+        table(tables.descriptions(comparison)),
+        "A description of the test images, without verdicts: means over seeds with 95 % intervals over images and, "
+        "with two seeds or more, over seeds.",
         "## How it was measured",
         HOW,
         table(tables.runs(comparison)),
-        "## What is published",
-        "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def table(rows: tables.Rows) -> str:
-    """Rows as a Markdown table, numbers aligned right."""
+    """Rows as a Markdown table, numbers aligned right; nothing if there is only a header."""
+    if not rows[1:]:
+        return ""
     header = [name.replace("-\n", "-").replace("\n", " ").strip() for name in rows[0]]
     rule = ["---:" if number else "---" for number in tables.are_numbers(rows)]
-    cells = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in rows[1:]]
+    cells = [[_escaped(cell.replace("|", "\\|")) for cell in row] for row in rows[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *cells])
+
+
+def _lines(sentences: list[str]) -> str:
+    return "\\\n".join(map(_escaped, sentences))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("*", "\\*").replace("<", "&lt;")

@@ -1,0 +1,134 @@
+"""What the comparison says, in sentences: the same in the terminal and in Markdown."""
+
+from typing import Any
+
+from pipeline.records.record import NOT_COMPARABLE
+from pipeline.report import champions, tables
+
+
+def budgets(comparison: dict[str, Any]) -> list[str]:
+    """For each budget: the model to take, its accuracy, how far ahead it is and whether that is certain."""
+    return [" ".join(_budget(comparison, budget, champion)) for budget, champion in comparison["champions"].items()]
+
+
+def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -> list[str]:
+    limits = comparison["limits"][budget].partition(", test")[0]
+    name = champion["recipe"]
+    if name is None:
+        return [f"{budget} ({limits}): {champion['note']}."]
+    row = comparison["recipes"][name]
+    label = "champion" if champion["status"] == "champion" else "stand-in"
+    sentences = [
+        f"{budget} ({limits}): take {champion['run']} ({label}).",
+        f"Recipe {name}: test accuracy {tables.cell(row, 'test_accuracy')} %, "
+        f"validation {tables.cell(row, 'val_accuracy')} %, n = {row['seeds']}.",
+    ]
+    within = set(champion["within_limits"])
+    rivals = [pair for pair in comparison["pairs"] if name in pair["recipes"] and within >= set(pair["recipes"])]
+    if rivals:  # ranked by accuracy: the first is with the best of the others
+        sentences.append(_difference(rivals[0], name, comparison["recipes"]))
+    for row in comparison["against_published"]:
+        if (row["recipe"], row["published"]) == (name, budget):
+            sentences.append(f"Against what is published: {_points(row['difference'], row['interval'])}).")
+    if champion["note"]:
+        sentences.append(f"{champion['note'][0].upper()}{champion['note'][1:]}.")
+    return sentences
+
+
+def _difference(pair: dict[str, Any], name: str, recipes: dict[str, Any]) -> str:
+    """How far a recipe is from another of its budget, and whether that is certain."""
+    sign = 1 if pair["recipes"][0] == name else -1
+    rival = pair["recipes"][1 if sign > 0 else 0]
+    ours, theirs = (runs[0] for runs in (pair["runs"] if sign > 0 else reversed(pair["runs"])))
+    limits = sorted(sign * limit for limit in pair["interval"])
+    measured = f"{_points(sign * pair['difference'], limits)}, adjusted p {tables.p(pair['p_adjusted'])})"
+    is_told_apart = pair["verdict"] != "not told apart"
+    if pair["of"] == "recipes":
+        better = f"{name} is {'better' if sign > 0 else 'worse'}, significant at the 95 % level"
+        return f"Against {rival}, the best of the others: {measured}. {better if is_told_apart else 'Not told apart'}."
+    single = " and ".join(recipe for recipe in pair["recipes"] if recipes[recipe]["seeds"] == 1)
+    return (
+        f"{ours} against {theirs}, the best of the others: {measured}. These two sets of weights are "
+        f"{'' if is_told_apart else 'not '}told apart; whether the recipes differ is open, with one seed of {single}."
+    )
+
+
+def _points(difference: float, limits: list[float]) -> str:
+    return f"{100 * difference:+.2f} points of test accuracy (95 % interval {tables.interval(limits)}"
+
+
+def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
+    """What the table of accuracies needs said."""
+    measured_on = dict.fromkeys(row["accuracy_measured_on"] for row in comparison["published"])
+    return [
+        "Means over n seeds: accuracy on the test and validation images, and on test averaged with the flipped images.",
+        "std: sample standard deviation of the test accuracy over seeds, in percentage points.",
+        *(f"* published, not measured here; accuracy on {images}." for images in measured_on),
+        *([] if comparison["comparable"] else [f"{NOT_COMPARABLE}."]),
+    ]
+
+
+def pair_notes(comparison: dict[str, Any]) -> list[str]:
+    """What the table of pairs needs said."""
+    kinds = {pair["of"] for pair in comparison["pairs"]}
+    notes = []
+    if "recipes" in kinds:
+        notes.append(
+            "Recipes: differences of means over seeds; the interval covers further seeds and further images (Welch)."
+        )
+    if "weights" in kinds:
+        notes.append(
+            "Runs, where a recipe has one seed: those of the lowest seeds, by an exact McNemar test. It is of two sets "
+            "of weights, not of recipes: another seed may say otherwise. The interval covers further images only."
+        )
+    if kinds:
+        notes.append(
+            f'p is adjusted over all {len(comparison["pairs"])} pairs (Holm). The verdict is "not told apart" '
+            "unless it is below 0.05."
+        )
+    notes += [f"{' - '.join(pair['recipes'])}: {pair['note']}." for pair in comparison["pairs"] if pair["note"]]
+    return [*notes, seeds_needed(comparison["seeds_needed"])]
+
+
+def seeds_needed(needed: dict[str, Any]) -> str:
+    """How many seeds show a small difference."""
+    low, high = (f"{100 * limit:.2f}" for limit in needed["std"])
+    source = (
+        "that is assumed, for no recipe has two seeds yet"
+        if needed["assumed"]
+        else "its 95 % interval, pooled over the recipes"
+    )
+    further = f", {_range(needed['further_images'])} for further images" if "further_images" in needed else ""
+    return (
+        f"To see a difference of {100 * needed['difference']:g} points with 80 % probability takes "
+        f"{_range(needed['these_images'])} seeds of each recipe for these test images{further}, if the standard "
+        f"deviation over seeds is {low} to {high} points ({source})."
+    )
+
+
+def _range(seeds: list[int | None]) -> str:
+    low, high = ("more than 100" if number is None else str(number) for number in seeds)
+    return low if low == high else f"{low} to {high}"
+
+
+def published_notes() -> list[str]:
+    """What a comparison with published results can and cannot say."""
+    return [
+        "The published accuracy is taken as exact. The interval covers further images and, with two seeds or more, "
+        "further seeds of ours. It cannot say what another seed of the published training run would have given, nor "
+        "use that both were tested on the same images: which of them were classified correctly was not published."
+    ]
+
+
+def rule(comparison: dict[str, Any]) -> list[str]:
+    """The champions' rule, once."""
+    return [champions.rule(champion) for champion in list(comparison["champions"].values())[:1]]
+
+
+def others(comparison: dict[str, Any]) -> tables.Rows:
+    """Why each other recipe is not the champion, as rows."""
+    return [["budget", "model", "recipe not taken", "why"]] + [
+        [budget, f"{champion['run'] or tables.UNKNOWN} ({champion['status']})", recipe, why]
+        for budget, champion in comparison["champions"].items()
+        for recipe, why in champion["others"].items()
+    ]
