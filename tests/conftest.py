@@ -46,30 +46,47 @@ def tiny_cifar10(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tree() -> dict:
+def recorded_tree() -> dict:
     """The values of the repository's params.yaml, to be changed at will; custom by SGD, whatever trains it there."""
     tree = copy.deepcopy(params.parse(ROOT / "params.yaml"))
     tree["recipes"]["custom"] |= BY_SGD
     return tree
 
 
-@pytest.fixture
-def tiny_params(tree) -> dict:
-    """Trainings of seconds on the tiny data set: one epoch of 100 images."""
+def tiny_tree() -> dict:
+    """Training runs of seconds on the tiny data set: one epoch of 100 images."""
+    tree = recorded_tree()
     tree["data"] |= {"train_images": 100, "val_images": 50, "test_images": 50}
     for recipe in tree["recipes"].values():
         recipe |= {"epochs": 1, "batch_size": 20, "learning_rate": 0.01}
     return tree
 
 
+def write_project(folder: Path, cifar10: Path, tree: dict) -> Path:
+    """A working folder with params and data, and nothing recorded."""
+    (folder / "data").mkdir()
+    (folder / "data/cifar10").symlink_to(cifar10)
+    (folder / "reference").symlink_to(ROOT / "reference")
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return folder
+
+
+@pytest.fixture
+def tree() -> dict:
+    """The values of params.yaml, to be changed at will."""
+    return recorded_tree()
+
+
+@pytest.fixture
+def tiny_params() -> dict:
+    """The same for the tiny data set."""
+    return tiny_tree()
+
+
 @pytest.fixture
 def project(tmp_path, tiny_cifar10, tiny_params, monkeypatch) -> Path:
     """A working folder with params and data, its own MLflow store, and nothing recorded; it is the cwd."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/cifar10").symlink_to(tiny_cifar10)
-    (tmp_path / "reference").symlink_to(ROOT / "reference")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params, sort_keys=False))
+    write_project(tmp_path, tiny_cifar10, tiny_params)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):

@@ -13,11 +13,12 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, sh, small_clone
+from conftest import ROOT, sh, small_clone, tiny_tree, write_project
 
 from pipeline import tracking
 from pipeline.records import checkpoint, record
@@ -29,21 +30,35 @@ EPOCHS = 8
 KILLS = int(os.environ.get("KILLS", "6"))  # of the random ones; `make test-faults` makes it 20
 
 
+def longer_tree() -> dict:
+    """A tiny training run of several epochs, with everything that is random in it."""
+    tree = tiny_tree()
+    tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "crop_pixels": 4, "ema_decay": 0.9}
+    return tree | {"runs": {"custom-0": tree["runs"]["custom-0"]}}
+
+
 @pytest.fixture
 def longer(project) -> Path:
-    """The tiny project with a training of several epochs, with everything that is random in it."""
+    """The project of `longer_tree`."""
     store.reconnect()  # each has a store of its own
-    tree = yaml.safe_load((project / "params.yaml").read_text())
-    tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "crop_pixels": 4, "ema_decay": 0.9}
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
-    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    (project / "params.yaml").write_text(yaml.safe_dump(longer_tree()))
     return project
 
 
+class Undisturbed(NamedTuple):
+    """What the training run leaves when nothing happens to it, and how many seconds it takes."""
+
+    left: tuple[bytes, bytes]
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def uninterrupted() -> dict[str, bytes]:
-    """Filled by the first test that needs it: what an undisturbed training leaves, and how many seconds it takes."""
-    return {}
+def undisturbed(tmp_path_factory, tiny_cifar10) -> Undisturbed:
+    """The run of `longer`, in a folder of its own."""
+    folder = write_project(tmp_path_factory.mktemp("undisturbed"), tiny_cifar10, longer_tree())
+    began = time.monotonic()
+    finish(folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    return Undisturbed(left(folder), time.monotonic() - began)
 
 
 def start(project: Path, code: str = "", **environment: str) -> subprocess.Popen:
@@ -78,19 +93,6 @@ def left(project: Path) -> tuple[bytes, bytes]:
     return (folder / "model.keras").read_bytes(), (folder / "history.csv").read_bytes()
 
 
-def whole(project: Path, cache: dict) -> dict:
-    """The undisturbed training, once: in a folder like `project`."""
-    if not cache:
-        began = time.monotonic()
-        finish(project)
-        cache |= {"seconds": time.monotonic() - began, "left": left(project)}
-        for name in ("results", "checkpoints", "mlruns"):
-            subprocess.run(["rm", "-rf", project / name], check=True)
-        (project / "mlflow.db").unlink()
-        store.reconnect()
-    return cache
-
-
 def check_store(runs: int = 1) -> None:
     """Each finished run has each step of each metric once; none says RUNNING."""
     store.reconnect()
@@ -105,15 +107,14 @@ def check_store(runs: int = 1) -> None:
             assert steps == list(range(1, EPOCHS + 1)), key
 
 
-def test_training_killed_at_random_moments_ends_with_the_same_weights(longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_training_killed_at_random_moments_ends_with_the_same_weights(longer, undisturbed):
     moments, killed = random.Random(0), 0
     while killed < KILLS:
         process = start(longer)
         try:
-            process.communicate(timeout=moments.uniform(0.3, 1.0) * expected["seconds"])
+            process.communicate(timeout=moments.uniform(0.3, 1.0) * undisturbed.seconds)
             assert process.returncode == 0
-            assert left(longer) == expected["left"]
+            assert left(longer) == undisturbed.left
             subprocess.run(["rm", "-rf", longer / "results", longer / "mlruns"], check=True)  # and once more
             (longer / "mlflow.db").unlink()
         except subprocess.TimeoutExpired:
@@ -122,7 +123,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(longer, un
             killed += 1
             subprocess.run(["rm", "-rf", longer / "results"], check=True)  # as DVC does before a stage
     finish(longer)
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     check_store()
     assert not list((longer / "checkpoints/custom-0").glob("*.ckpt"))
 
@@ -133,8 +134,8 @@ POINTS = {
     "before the first checkpoint is there": ("checkpoint", "write", 1, "before"),
     "while a checkpoint is written": ("os", "replace", 3, "before", ".ckpt"),
     "between checkpoint and store": ("checkpoint", "write", 3, "after"),
-    "before the model is saved": ("train", "save", 1, "before"),
-    "between model and record": ("train", "save", 1, "after"),
+    "before the model is saved": ("keras_file", "save", 1, "before"),
+    "between model and record": ("keras_file", "save", 1, "after"),
     "before the checkpoints are removed": ("checkpoint", "clear", 1, "before"),
     "while the store takes an epoch": ("runs", "find", 2, "after"),
     "while the store takes the end": ("model", "log", 1, "after"),
@@ -142,8 +143,7 @@ POINTS = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_training_killed_at(point, longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_training_killed_at(point, longer, undisturbed):
     module, name, call, when, *suffix = POINTS[point]
     process = start(
         longer,
@@ -151,7 +151,7 @@ def test_training_killed_at(point, longer, uninterrupted):
         import os, signal
         from pipeline import train
         from pipeline.tracking import model, runs
-        from pipeline.records import checkpoint
+        from pipeline.records import checkpoint, keras_file
         does, calls = {module}.{name}, []
         def killing(*arguments, **named):
             if str(arguments[-1]).endswith({"".join(suffix)!r}):
@@ -168,13 +168,12 @@ def test_training_killed_at(point, longer, uninterrupted):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == -signal.SIGKILL, said
     finish(longer)
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     check_store()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, longer, undisturbed):
     process = start(longer)
     lines = iter(process.stdout.readline, "")
     next(line for line in lines if line.startswith("epoch 2/"))
@@ -188,12 +187,11 @@ def test_training_that_is_told_to_end_does_and_goes_on_later(number, status, lon
     assert run.info.status == "KILLED"
     said = finish(longer)
     assert "resumes after epoch" in said
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     check_store()
 
 
-def test_equal_trainings_beside_each_other_on_one_store_lose_nothing(longer, uninterrupted, tmp_path):
-    expected = whole(longer, uninterrupted)
+def test_equal_trainings_beside_each_other_on_one_store_lose_nothing(longer, undisturbed, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     for name in ("data", "reference", "params.yaml"):
@@ -203,7 +201,7 @@ def test_equal_trainings_beside_each_other_on_one_store_lose_nothing(longer, uni
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 0, said
         assert "warning" not in said
-    assert left(longer) == left(other) == expected["left"]
+    assert left(longer) == left(other) == undisturbed.left
     check_store(runs=2)
 
 
@@ -292,36 +290,33 @@ def drip(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("answer", [lambda connection: None, drip, fail], ids=["hangs", "drips", "fails"])
-def test_server_that(answer, longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_server_that(answer, longer, undisturbed):
     began = time.monotonic()
     said = finish(longer, MLFLOW_TRACKING_URI=Server(answer).address)
-    assert time.monotonic() - began < 1.3 * expected["seconds"] + 30
+    assert time.monotonic() - began < 1.3 * undisturbed.seconds + 30
     assert said.count("warning: MLflow could not") <= 3
     assert "Traceback" not in said
     epochs = json.loads((longer / "results/custom-0/training.json").read_text())["epochs"]
     assert max(epoch["epoch_seconds"] for epoch in epochs[1:]) < 10
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     store.reconnect()
     tracking.sync_run(record.load("custom-0"))
     check_store()
 
 
-def test_store_that_is_locked_meanwhile_is_completed_later(longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_store_that_is_locked_meanwhile_is_completed_later(longer, undisturbed):
     store.client()  # makes it
     lock = sqlite3.connect(longer / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     said = finish(longer)
     lock.execute("ROLLBACK")
     assert "warning: MLflow could not log custom-0" in said
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     tracking.sync_run(record.load("custom-0"))
     check_store()
 
 
-def test_checkpoint_that_is_damaged_falls_back_to_the_one_before(longer, uninterrupted):
-    expected = whole(longer, uninterrupted)
+def test_checkpoint_that_is_damaged_falls_back_to_the_one_before(longer, undisturbed):
     files = stopped_after(longer, 3)
     with files[-1].open("r+b") as file:
         file.seek(1000)
@@ -329,7 +324,7 @@ def test_checkpoint_that_is_damaged_falls_back_to_the_one_before(longer, uninter
     said = finish(longer)
     assert "is damaged" in said
     assert "resumes after epoch 2" in said
-    assert left(longer) == expected["left"]
+    assert left(longer) == undisturbed.left
     check_store()
 
 

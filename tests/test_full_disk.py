@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, tiny_tree, write_project
 from factories import list_runs, report_files, write_run
 
 from pipeline import compare, fetch, sources, sync, train, workspace
@@ -149,13 +149,17 @@ def unwritable(folder: Path):
         subprocess.run(["chattr", "-i", folder], check=True)
 
 
+def trained_tree() -> dict:
+    """A tiny training run of some epochs."""
+    tree = tiny_tree()
+    tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "ema_decay": 0.9}
+    return tree | {"runs": {"custom-0": tree["runs"]["custom-0"]}}
+
+
 @pytest.fixture
 def trained(project, monkeypatch, tensorflow):
-    """The tiny project with a training of some epochs, and a function that trains."""
-    tree = yaml.safe_load((project / "params.yaml").read_text())
-    tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "ema_decay": 0.9}
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
-    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    """The project of `trained_tree`; `train.main` trains."""
+    (project / "params.yaml").write_text(yaml.safe_dump(trained_tree()))
     monkeypatch.setattr(sys, "argv", ["", "custom-0"])
     store.reconnect()
     yield project
@@ -163,25 +167,16 @@ def trained(project, monkeypatch, tensorflow):
 
 
 @pytest.fixture(scope="module")
-def undisturbed():
-    """Filled by `expected`: what a training leaves that is equal for equal weights."""
-    return {}
+def weights(tmp_path_factory, tiny_cifar10) -> tuple[bytes, bytes]:
+    """What the same run leaves with room enough, of what is equal for equal weights."""
+    folder = write_project(tmp_path_factory.mktemp("undisturbed"), tiny_cifar10, trained_tree())
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    subprocess.run([sys.executable, "-m", "pipeline.train", "custom-0"], cwd=folder, env=environment, check=True)
+    return left(folder)
 
 
 def left(project: Path) -> tuple[bytes, bytes]:
     return tuple((project / "results/custom-0" / name).read_bytes() for name in ("model.keras", "history.csv"))
-
-
-def expected(project: Path, undisturbed: dict) -> tuple[bytes, bytes]:
-    if not undisturbed:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
-            store.reconnect()
-            command.run(train.main)
-        undisturbed["left"] = left(project)
-        shutil.rmtree(project / "results")
-        store.reconnect()
-    return undisturbed["left"]
 
 
 def check_store() -> None:
@@ -199,8 +194,7 @@ def check_store() -> None:
 @pytest.mark.slow
 class TestTrain:
     @pytest.mark.parametrize(("size", "warned"), [("400k", [1, 2, 3]), ("1600k", [2, 3])])
-    def test_training_goes_on_without_checkpoints(self, trained, undisturbed, disk, capfd, size, warned):
-        weights = expected(trained, undisturbed)
+    def test_training_goes_on_without_checkpoints(self, trained, weights, disk, capfd, size, warned):
         disk(trained / "checkpoints", size)
         command.run(train.main)
         assert left(trained) == weights
@@ -211,8 +205,7 @@ class TestTrain:
         assert record.load("custom-0").training.status == "finished"
 
     @pytest.mark.parametrize("size", ["64k", "300k", "600k"])  # nothing of the model; a part; the first of two copies
-    def test_model_does_not_fit(self, trained, undisturbed, disk, capfd, size):
-        weights = expected(trained, undisturbed)
+    def test_model_does_not_fit(self, trained, weights, disk, capfd, size):
         small = disk(trained / "results", size)
         said = ends(train.main)
         assert "custom-0: " in said
@@ -228,8 +221,7 @@ class TestTrain:
         assert left(trained) == weights
         check_store()
 
-    def test_nothing_fits_at_the_end(self, trained, undisturbed, disk, capfd, monkeypatch):
-        weights = expected(trained, undisturbed)
+    def test_nothing_fits_at_the_end(self, trained, weights, disk, capfd, monkeypatch):
         small, save = disk(trained / "results", "4m"), train.keras_file.save
 
         def fill(*_):
@@ -259,10 +251,9 @@ class TestTrain:
 @pytest.mark.slow
 class TestStore:
     @pytest.mark.parametrize("full_from", [0, 2])
-    def test_training_goes_on_and_the_mirror_completes_it(
-        self, trained, undisturbed, disk, capfd, monkeypatch, full_from
+    def test_training_goes_on_and_the_sync_stage_completes_it(
+        self, trained, weights, disk, capfd, monkeypatch, full_from
     ):
-        weights = expected(trained, undisturbed)
         small, add_epoch = disk(trained / "store", "16m"), record.Record.add_epoch
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/store/mlflow.db")
         if not full_from:
@@ -285,8 +276,7 @@ class TestStore:
         sync.main()
         check_store()
 
-    def test_store_that_cannot_be_made(self, trained, undisturbed, disk, capfd, monkeypatch):
-        weights = expected(trained, undisturbed)
+    def test_store_that_cannot_be_made(self, trained, weights, disk, capfd, monkeypatch):
         small = disk(trained / "store", "100k")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/store/mlflow.db")
         command.run(train.main)

@@ -44,7 +44,10 @@ def whole():
 
 
 def compared_or_refused(*names):
-    """Compares, without pictures; if it is refused, one line names one of the files, or the run."""
+    """Compares, without pictures; if it is refused, one line names one of the files, or the run.
+
+    What is compared is harmless: numbers within their range, of the one run.
+    """
     chosen = params.read()
     try:
         records = compare.load(chosen)
@@ -56,6 +59,12 @@ def compared_or_refused(*names):
         assert len(str(error)) < 1000
         assert any(name in str(error) for name in (*names, "run 'custom-0'")), error
         return False
+    (recipe,) = comparison["recipes"].values()
+    assert recipe["seeds"] == 1
+    assert all(0 <= recipe[key] <= 1 for key in ("test_accuracy", "val_accuracy", "test_accuracy_flip"))
+    assert recipe["epochs"] >= 1
+    assert recipe["parameters"] >= 1
+    assert recipe["training_minutes"] >= 0
     return True
 
 
