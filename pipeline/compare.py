@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ import numpy as np
 from pipeline.config import params
 from pipeline.evaluation import predictions
 from pipeline.evaluation.predictions import Predictions
-from pipeline.records import files, record, references
+from pipeline.records import record, references
 from pipeline.records.record import Record
 from pipeline.report import comparison_plots, markdown, terminal
 from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
 from pipeline.report.comparison_plots import History
+from pipeline.report.recorded import COMPARISON, REPORT, from_comparison
 from pipeline.system import command
 from pipeline.system.command import PipelineError
-
-REPORT = Path("report")
 
 
 def main() -> None:
@@ -35,15 +33,8 @@ def main() -> None:
         config = params.read()
         records = load(config)
         write_report(compare(config, records, read_predictions(records)), read_histories(records))
-    path = REPORT / "comparison.json"
-    if path.exists():
-        comparison = files.read_json(path)
-        try:
-            terminal.show(comparison)
-        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise PipelineError(
-                f"{path} does not hold a comparison ({type(error).__name__}: {error}); make it with `dvc repro compare`"
-            ) from None
+    if COMPARISON.exists():
+        from_comparison(terminal.show)
     else:
         print("nothing is recorded yet: `dvc repro` trains, evaluates and compares the runs of params.yaml")
 

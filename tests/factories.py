@@ -70,6 +70,9 @@ def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **eval
             {"epoch": 2, "ended_ms": 2, "epoch_seconds": 90.0, "images_per_second": 500.0},
         ],
         "environment": {
+            "commit": "0" * 40,
+            "dirty": False,
+            "data_hash": "1" * 32,
             "device": "CPU",
             "threads": 2,
             "processor": "Made-up | 9000",

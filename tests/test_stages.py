@@ -20,6 +20,7 @@ WITHOUT_RESULTS = (
     "pipeline/records/",
     "pipeline/system/",
     "pipeline/tracking/",
+    "pipeline/report/recorded.py",
     "pipeline/report/terminal.py",
 )
 

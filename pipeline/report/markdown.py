@@ -3,7 +3,6 @@
 from typing import Any
 
 from pipeline.report import findings, tables
-from pipeline.report.terminal import TITLE
 
 HOW = """\
 - Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ only in their seed.
@@ -23,7 +22,7 @@ def page(comparison: dict[str, Any]) -> str:
     """The whole page; the plots lie beside it."""
     quick = comparison
     blocks = [
-        f"# {tables.title(TITLE, quick)}",
+        f"# {tables.title(tables.TITLE, quick)}",
         "\n".join(f"- {_escaped(text)}" for text in findings.budgets(comparison)),
         table(tables.accuracy(comparison)),
         _lines(findings.accuracy_notes(comparison)),

@@ -43,6 +43,7 @@ MEANS = {  # key: name, unit
     "val_accuracy": "validation accuracy, %",
     "val_loss": "validation loss, nats",
 }
+TITLE = "CIFAR-10: runs and published results"
 UNKNOWN = "–"  # noqa: RUF001
 NUMBER = re.compile(rf"{UNKNOWN}|[+-]?[\d.,]+( to [+-]?[\d.,]+)?|[<\d.]+")
 

@@ -6,7 +6,6 @@ from pipeline.report import findings, tables
 
 MIN_WIDTH = 60  # columns, in which every table fits with its numbers whole
 COLOURS = {"pass": "green", "fail": "red", "better": "green", "better weights": "green"}
-TITLE = "CIFAR-10: runs and published results"
 
 
 def show(comparison: dict[str, Any]) -> None:
@@ -19,7 +18,7 @@ def show(comparison: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False, emoji=False)
     console.width = max(console.width, MIN_WIDTH)
     for title, rows, notes in (
-        (TITLE, tables.accuracy(comparison), findings.accuracy_notes(comparison)),
+        (tables.TITLE, tables.accuracy(comparison), findings.accuracy_notes(comparison)),
         ("Cost", tables.cost(comparison), []),
         ("Verdicts", [row[:-1] for row in tables.pairs(comparison)], findings.pair_notes(comparison)),  # no room for p
         ("Budgets", tables.budgets(comparison), [f"{name}: {words}" for name, words in comparison["limits"].items()]),

@@ -1,11 +1,12 @@
 """MLflow, the copy of the records that people look at. The only importer of mlflow.
 
 address.py: which store. store.py: the connection. embedded.py: a store in a SQLite file. runs.py: one run a record.
-sync.py, model.py, reference.py: record -> store, idempotent. live.py: following a training run.
+sync.py, model.py, reference.py, comparison.py: record -> store, idempotent. live.py: following a training run.
 project_run.py: what `mlflow run` hands on.
 """
 
 from pipeline.tracking.address import check, file_store_warning
+from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
@@ -14,10 +15,12 @@ from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 __all__ = [
     "Live",
     "check",
+    "comparison_digest",
     "end_dead_runs",
     "file_store_warning",
     "in_sync",
     "reference_digest",
+    "sync_comparison",
     "sync_reference",
     "sync_run",
     "use_callers_store",

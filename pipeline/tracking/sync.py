@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.records import record as records
 from pipeline.records.record import Record
-from pipeline.tracking import address, embedded, model, runs, store
+from pipeline.tracking import address, comparison, embedded, model, runs, store
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -40,7 +40,7 @@ def end_dead_runs() -> None:
 
 
 def in_sync(digests: Iterable[str]) -> bool:
-    """Whether the embedded store is known to show all these records, and to call nothing RUNNING that is not."""
+    """Whether the embedded store is known to show all with these digests, and to call nothing RUNNING that is not."""
     database = address.database()
     if database is None or not database.exists():
         return False
@@ -48,9 +48,9 @@ def in_sync(digests: Iterable[str]) -> bool:
         with embedded.reading(database) as connection:
             synced = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
-                "ON experiments.experiment_id = runs.experiment_id WHERE tags.key = ? "
+                "ON experiments.experiment_id = runs.experiment_id WHERE tags.key IN (?, ?) "
                 "AND runs.lifecycle_stage = 'active' AND ? IN (experiments.name, experiments.experiment_id)",
-                (SYNCED, os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_name()),
+                (SYNCED, comparison.DIGEST, os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_name()),
             ).fetchall()
             running = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "

@@ -1,0 +1,37 @@
+"""What the comparison says of each run, as names and short texts for MLflow."""
+
+from typing import Any
+
+from pipeline.report import tables
+
+
+def by_run(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Of every run: its recipe's mean, its recipe beside each other one, and the budgets it is the model for.
+
+    A pair of single seeds is told to the two runs that it compares, any other to all runs of both recipes.
+    """
+    quick = "" if comparison["comparable"] else " (quick)"
+    tags = {
+        run["run"]: {"test_accuracy": _mean(comparison["recipes"][run["recipe"]]) + quick} for run in comparison["runs"]
+    }
+    for pair in comparison["pairs"]:
+        for sign, ours, theirs in ((1, 0, 1), (-1, 1, 0)):
+            for run in pair["runs"][ours]:
+                rival = pair["recipes"][theirs] if pair["of"] == "recipes" else pair["runs"][theirs][0]
+                tags[run][f"vs.{rival}"] = _verdict(pair, sign) + quick
+    for budget, champion in comparison["champions"].items():
+        if champion["run"]:
+            tags[champion["run"]][f"model_for.{budget}"] = champion["status"] + quick
+    return tags
+
+
+def _mean(row: dict[str, Any]) -> str:
+    interval = row["test_accuracy_interval"]
+    covered = f", 95 % interval {tables.interval(interval)}" if interval else ""
+    return f"{tables.cell(row, 'test_accuracy')} %, n = {row['seeds']}{covered}"
+
+
+def _verdict(pair: dict[str, Any], sign: int) -> str:
+    limits = sorted(sign * limit for limit in pair["interval"])
+    verdict = pair["verdict"] if sign > 0 else pair["verdict"].replace("better", "worse")
+    return f"{verdict}: {100 * sign * pair['difference']:+.2f} points, {tables.interval(limits)}"
