@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pipeline.tracking import address
 
@@ -34,3 +35,10 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     finally:
         connection.close()
+
+
+def local_path(location: str) -> Path | None:
+    """The folder that an artifact location names, a path or a `file:` address; None if it is elsewhere."""
+    if location.startswith("file:"):
+        return Path(unquote(urlsplit(location).path))
+    return Path(location) if location.startswith("/") else None

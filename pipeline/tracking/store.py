@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.system.command import shortened
-from pipeline.tracking import address, embedded
+from pipeline.tracking import address, embedded, relocation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +94,7 @@ def reconnect() -> None:
 
 @cache
 def client() -> "MlflowClient":
-    """The connection, made once; an embedded store is made if it is absent."""
+    """The connection, made once; an embedded store is made if it is absent, and put right if it was moved."""
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
@@ -103,8 +103,12 @@ def client() -> "MlflowClient":
     if database and not database.exists():
         database.parent.stat()  # MLflow would try for minutes, SQLite has no name for it
         embedded.create(database)
+    elif database and relocation.is_moved(database):
+        relocation.follow(database)
     made = MlflowClient(address.store_uri())
     made.search_experiments(max_results=1)
+    if database:
+        relocation.mark(database)
     return made
 
 

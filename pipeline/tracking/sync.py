@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.records import record as records
 from pipeline.records.record import Record
-from pipeline.tracking import address, comparison, embedded, model, runs, store
+from pipeline.tracking import address, comparison, embedded, model, relocation, runs, store
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -40,11 +40,13 @@ def end_dead_runs() -> None:
 
 
 def in_sync(digests: Iterable[str]) -> bool:
-    """Whether the embedded store is known to show all with these digests, and to call nothing RUNNING that is not."""
+    """Whether the embedded store, made where it is, shows all these digests and has nothing RUNNING that is not."""
     database = address.database()
     if database is None or not database.exists():
         return False
     try:
+        if relocation.is_moved(database):
+            return False
         with embedded.reading(database) as connection:
             synced = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
