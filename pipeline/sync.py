@@ -8,13 +8,20 @@ from pipeline.records import record, references
 from pipeline.report import run_tags
 from pipeline.report.recorded import COMPARISON, from_comparison
 from pipeline.system import command
+from pipeline.tracking import pending
 
 
 def main() -> None:
-    """Syncs every run of params.yaml's list, the published results, and what the comparison says of each run."""
+    """Syncs the records here, and what `mlflow run` did not finish logging."""
     tracking.check()
     if warning := tracking.file_store_warning():
         print(f"warning: {warning}", file=sys.stderr)
+    sync_records()
+    pending.complete_all()
+
+
+def sync_records() -> None:
+    """Syncs every run of params.yaml's list, the published results, and what the comparison says of each run."""
     loaded = [record.load(run) for run in params.read().runs]
     runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
     published = references.names()

@@ -22,46 +22,94 @@ from pipeline.records import files
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
+from pipeline.tracking import pending
 
-FOLDER = Path(".workspaces")
+FOLDER = pending.WORKSPACES
 FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "pipeline", "reference", "report", "results")
 
 
 def main() -> None:
     """Makes or renews the copy, changes its params, and runs its pipeline."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.workspace", description=__doc__)
+    arguments = parse()
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
+        raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
+    tracking.use_callers_store()
+    tracking.check()
+    tree, run = changed_params(arguments)
+    workspace = FOLDER / arguments.name
+    runs = [run] if run else list(tree["runs"])
+    with file_lock(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
+        try:
+            pending.set_aside(workspace)
+            copy(workspace, tree)
+            pending.note(workspace, runs)
+        except OSError as error:
+            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # that of the first file
+            raise PipelineError(f"{workspace} cannot be written: {reason}") from None
+        describe(arguments, run)
+        status = reproduce(workspace, [f"evaluate@{run}"] if run else [])
+        pending.complete(workspace)
+        sys.exit(status)
+
+
+def parse() -> argparse.Namespace:
+    """The command line. `mlflow run -P KEY=VALUE` hands on `--KEY VALUE`; an empty value changes nothing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.workspace",
+        description=__doc__,
+        epilog="--KEY VALUE: as -S KEY=VALUE, where KEY is a key of a recipe, of data or of train.",
+        allow_abbrev=False,
+    )
     parser.add_argument("name", help="of the folder under .workspaces/")
     parser.add_argument("--overlay", type=Path, help="a YAML file: its keys replace those of params.yaml")
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--run", default="", help="only this run of the list, trained and evaluated; default: all")
-    arguments, unknown = parser.parse_known_args()
-    if unknown:  # `mlflow run -P` hands on whatever it is given
-        raise PipelineError(
-            f"unknown parameter: received {' '.join(unknown)}; allowed: those of this entry point, or -S"
-        )
-    tracking.use_callers_store()
-    tracking.check()
+    parser.add_argument("--recipe", default="", help="this recipe instead; default: those of the list, or the run's")
+    parser.add_argument("--seed", default="", help="this seed instead; default: those of the list, or the run's")
+    arguments, others = parser.parse_known_args()
+    keys, values = others[::2], others[1::2]
+    if len(keys) != len(values) or not all(re.fullmatch(r"--[\w.-]+", key) for key in keys):
+        raise PipelineError(f"received {command.shown(' '.join(others))}; allowed: --KEY VALUE, see --help")
+    arguments.settings += [f"{full_key(key[2:])}={value}" for key, value in zip(keys, values, strict=True)]
+    return arguments
+
+
+def full_key(key: str) -> str:
+    """`data.train_images` for `train_images`, `train.device` for `device`; a recipe's key as it is."""
+    if key in params.Data.model_fields:
+        return f"data.{key}"
+    return f"train.{key}" if key in params.Train.model_fields else key
+
+
+def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The values of params.yaml with all changes, checked, and the name of the only run asked for."""
+    changed = "params.yaml with these changes"
     tree = params.read().model_dump()
     if arguments.overlay:
         overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
+    seed = params.parse_text(arguments.seed, "seed") if arguments.seed else None
+    if seed is not None and type(seed) is not int:
+        raise PipelineError(f"seed: received {command.shown(seed)}; allowed: a whole number")
+    run = overrides.select_runs(tree, arguments.run, arguments.recipe, seed)
     for setting in arguments.settings:
         key, _, value = setting.partition("=")
-        if value:  # `mlflow run` hands every parameter on, also those that the user left at their empty default
-            overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), arguments.run)
-    settings = params.check(tree, "params.yaml with these changes")
-    if arguments.run:
-        settings.check_run(arguments.run)
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", arguments.name):
-        raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
-    workspace = FOLDER / arguments.name
-    targets = [f"evaluate@{arguments.run}"] if arguments.run else []
-    with file_lock(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
-        try:
-            copy(workspace, tree)
-        except OSError as error:
-            reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # that of the first file
-            raise PipelineError(f"{workspace} cannot be written: {reason}") from None
-        sys.exit(reproduce(workspace, targets))
+        if value:
+            overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), run)
+    config = params.check(tree, changed)
+    if run:
+        config.check_run(run)
+    return tree, run
+
+
+def describe(arguments: argparse.Namespace, run: str) -> None:
+    """Says in MLflow what the run of `mlflow run` is, of which the training runs are children."""
+    given = [setting for setting in arguments.settings if not setting.endswith("=")]
+    name = ": ".join(filter(None, [" ".join(filter(None, [arguments.name, run])), ", ".join(given)]))
+    tracking.describe(
+        name,
+        f"`mlflow run`: the pipeline in `{FOLDER / arguments.name}`, with {', '.join(given) or 'params as they are'}. "
+        "The runs that it trained are the children of this one. It changes no recorded result.",
+    )
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:

@@ -1,13 +1,15 @@
 """A workspace has params of its own and leaves everything else alone."""
 
+import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from mlflow.projects.utils import load_project
 
 from pipeline import workspace
-from pipeline.config import params
+from pipeline.config import overrides, params
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
@@ -71,3 +73,74 @@ def test_name_that_is_no_text_is_printed_all_the_same():
     code = "from pipeline.system import command; command.run(lambda: print('\\udcff'))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\\udcff\n", "")
+
+
+def arguments(monkeypatch, *given):
+    monkeypatch.setattr(sys, "argv", ["workspace", *given])
+    return workspace.parse()
+
+
+@pytest.mark.parametrize("key", [*params.Recipe.model_fields, *params.Data.model_fields, *params.Train.model_fields])
+def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
+    """-P KEY=VALUE becomes --KEY VALUE."""
+    before = params.read().model_dump()
+    value = (before["data"] | before["train"] | before["recipes"]["custom"])[key]
+    other = {"schedule": "cosine", "device": "cpu", "xla": "off", "precision": "float32", "optimizer": "adamw"}
+    other |= {"flip": "random", "model": "custom", "momentum": 0.5, "learning_rate": 0.5}
+    wanted = other.get(key, value * 2 or 1 if isinstance(value, int) else 0.25)
+    given = arguments(monkeypatch, "run", "--run", "custom-0", f"--{key}", str(wanted))
+    after, run = workspace.changed_params(given)
+    assert run == "custom-0"
+    assert (after["data"] | after["train"] | after["recipes"]["custom"])[key] == wanted
+    assert after["recipes"]["compact"] == before["recipes"]["compact"]
+
+
+def test_mlflow_logs_no_parameter_that_was_not_given(monkeypatch):
+    project = load_project(str(ROOT))
+    for name in ("main", "quick", "run"):
+        final, extra = project.get_entry_point(name).compute_parameters({"epochs": "2"}, None)
+        assert final | extra == {"epochs": "2"}
+        _, _, *words = shlex.split(project.get_entry_point(name).compute_command({"epochs": "2"}, None))
+        assert arguments(monkeypatch, *words[1:]).settings == ["epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("run", "recipe", "seed", "selected", "listed"),
+    [
+        ("", "", None, "", ["a-0", "a-1", "b-0"]),
+        ("", "a", None, "", ["a-0", "a-1"]),
+        ("", "c", None, "", ["c-0"]),
+        ("", "", 7, "", ["a-7", "b-7"]),
+        ("", "c", 7, "", ["c-7"]),
+        ("a-1", "", None, "a-1", ["a-0", "a-1", "b-0"]),
+        ("a-1", "", 7, "a-7", ["a-0", "a-1", "b-0", "a-7"]),
+        ("a-1", "c", None, "c-1", ["a-0", "a-1", "b-0", "c-1"]),
+    ],
+)
+def test_recipe_and_seed_select_runs(run, recipe, seed, selected, listed, tree):
+    tree["recipes"] = {name: tree["recipes"]["custom"] for name in "abc"}
+    tree["runs"] = {f"{r}-{s}": {"recipe": r, "model": "custom", "seed": s} for r, s in (("a", 0), ("a", 1), ("b", 0))}
+    assert overrides.select_runs(tree, run, recipe, seed) == selected
+    assert list(tree["runs"]) == listed
+    checked = params.check(tree)
+    for name, chosen in checked.runs.items():
+        assert name == f"{chosen.recipe}-{chosen.seed}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--recipe", "kustom"], "recipe: received 'kustom'; allowed: one of baseline, "),
+        (["--run", "no-0", "--seed", "1"], "unknown run 'no-0'"),
+        (["--seed", "abc"], "seed: received 'abc'; allowed: a whole number"),
+        (["--seed", "-1"], "seed: received -1; allowed: a whole number from 0"),
+        (["--epochs"], "received '--epochs'; allowed: --KEY VALUE"),
+        (["epochs", "3"], "received 'epochs 3'; allowed: --KEY VALUE"),
+        (["--epoch", "3"], "unknown key epoch; "),
+    ],
+)
+def test_bad_parameters_of_mlflow_run_end_with_one_line(given, said, project, monkeypatch):
+    with pytest.raises(PipelineError) as refused:
+        workspace.changed_params(arguments(monkeypatch, "run", *given))
+    assert said in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1

@@ -27,6 +27,41 @@ def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
             tree[key] = value
 
 
+def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -> str:
+    """Makes the list of runs one of this recipe and this seed, `<recipe>-<seed>`.
+
+    Args:
+        tree: is changed.
+        run: one of the list, the only one asked for; what is not given is this run's. Empty: all of the list.
+        recipe: empty: all recipes that the list trains.
+        seed: None: the seeds that the list has for the recipe, or 0.
+
+    Returns:
+        The run asked for, by its present name.
+
+    Raises:
+        PipelineError: there is no such recipe or run.
+    """
+    if not recipe and seed is None:
+        return run
+    checked = params.check_values(tree, "params.yaml with these changes")
+    if run:
+        checked.check_run(run)
+    if recipe and recipe not in checked.recipes:
+        raise PipelineError(f"recipe: received {command.shown(recipe)}; allowed: one of {', '.join(checked.recipes)}")
+    listed = [checked.runs[run]] if run else list(checked.runs.values())
+    chosen = {
+        f"{name}-{number}": {"recipe": name, "model": checked.recipes[name].model, "seed": number}
+        for name in ([recipe] if recipe else [it.recipe for it in listed])
+        for number in ([seed] if seed is not None else [it.seed for it in listed if run or it.recipe == name] or [0])
+    }
+    if run:
+        tree["runs"] |= chosen
+        return next(iter(chosen))
+    tree["runs"] = chosen
+    return ""
+
+
 def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
     """Sets one value. A key without a dot is a recipe's: of the run's recipe, or without a run of every recipe.
 

@@ -1,14 +1,15 @@
 """MLflow, the copy of the records that people look at. The only importer of mlflow.
 
-address.py: which store. store.py: the connection. embedded.py: a store in a SQLite file. runs.py: one run a record.
+address.py: which store. store.py: the connection. runs.py: one run a record.
+embedded.py, relocation.py: a store in a SQLite file; one that was moved with its folder.
 sync.py, model.py, reference.py, comparison.py: record -> store, idempotent. live.py: following a training run.
-project_run.py: what `mlflow run` hands on.
+project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
 
 from pipeline.tracking.address import check, file_store_warning
 from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
-from pipeline.tracking.project_run import use_callers_store
+from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 
@@ -16,6 +17,7 @@ __all__ = [
     "Live",
     "check",
     "comparison_digest",
+    "describe",
     "end_dead_runs",
     "file_store_warning",
     "in_sync",

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from pipeline.tracking import address, embedded
+from pipeline.tracking import address, embedded, store
 
 
 def use_callers_store() -> None:
@@ -27,6 +28,20 @@ def use_callers_store() -> None:
         if _knows(folder / path, run_id):
             os.environ[address.VARIABLE] = address.sqlite_uri(folder / path) + given[len(given.partition("?")[0]) :]
             return
+
+
+def describe(name: str, note: str) -> None:
+    """Names and describes the run that `mlflow run` made, if there is one and its caller did not."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        store.attempt(f"describe {name}", lambda: _describe(run_id, name, note))
+
+
+def _describe(run_id: str, name: str, note: str) -> None:
+    run = store.client().get_run(run_id)
+    if re.fullmatch(r"[a-z]+-[a-z]+-\d+", run.info.run_name or ""):  # MLflow's own idea: `caring-grouse-973`
+        store.client().set_tag(run_id, "mlflow.runName", name)
+    if "mlflow.note.content" not in run.data.tags:
+        store.client().set_tag(run_id, "mlflow.note.content", note)
 
 
 def _folders_above() -> Iterator[Path]:
