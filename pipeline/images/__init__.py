@@ -1,0 +1,1 @@
+"""Any photo as the pixels that a model sees."""
