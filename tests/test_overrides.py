@@ -12,17 +12,17 @@ from pipeline.system.command import PipelineError
 def test_overlay_replaces_values_and_the_list_of_runs(tree):
     overlay = {"recipes": {"custom": {"epochs": 3}}, "runs": {"custom-0": tree["runs"]["custom-0"]}}
     overrides.replace(tree, overlay, "overlay")
-    settings = params.check(tree)
-    assert settings.recipes["custom"].epochs == 3
-    assert settings.recipes["custom"].batch_size == 256
-    assert list(settings.runs) == ["custom-0"]
+    config = params.check(tree)
+    assert config.recipes["custom"].epochs == 3
+    assert config.recipes["custom"].batch_size == 256
+    assert list(config.runs) == ["custom-0"]
 
 
 def test_quick_profile_is_valid_and_not_comparable(tree):
     overrides.replace(tree, params.parse(ROOT / "params.quick.yaml"), "params.quick.yaml")
-    settings = params.check(tree)
-    assert set(settings.runs) == {"baseline-0", "custom-0", "compact-0"}
-    assert not settings.data.comparable
+    config = params.check(tree)
+    assert set(config.runs) == {"baseline-0", "custom-0", "compact-0"}
+    assert not config.data.comparable
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ def put(tree: dict, key: str, value: object) -> dict:
 
 
 def test_repository_params_are_valid(tree):
-    settings = params.check(tree)
-    assert settings.recipe_of("custom-0").model == "custom"
-    assert settings.data.comparable
+    config = params.check(tree)
+    assert config.recipe_of("custom-0").model == "custom"
+    assert config.data.comparable
 
 
 def test_flat_uses_the_names_of_the_file(tree):

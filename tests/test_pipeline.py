@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import sh, small_clone
+from conftest import ROOT, sh, small_clone
 
 from pipeline.config import params
 from pipeline.records import record
@@ -139,6 +139,12 @@ def test_new_model_is_one_file_a_recipe_and_a_run(clone, environment, tmp_path):
     assert "tiny-0" in store(fresh, environment)
 
 
+def readme_command(start: str) -> str:
+    """The command line in README.md that begins so, without its comment."""
+    (line,) = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.strip().startswith(start)]
+    return line.partition("  #")[0]
+
+
 @pytest.mark.slow
 def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path):
     sh(f"git clone -q {clone} fresh", tmp_path, environment)
@@ -148,8 +154,14 @@ def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path)
     assert "epochs" in sh("dvc params diff", fresh, environment)
     assert "test_accuracy" in sh("dvc metrics diff --all", fresh, environment)
     assert "val_accuracy" in sh("dvc plots diff --json", fresh, environment)
-    assert "recipes.custom.epochs" in sh("dvc exp show --csv", fresh, environment)
-    sh("git checkout -q . ", fresh, environment)
+    assert "index.html" in sh("dvc plots diff", fresh, environment)
+    shown = sh(readme_command("dvc exp show"), fresh, environment | {"COLUMNS": "300"})
+    assert "recipes.custom.learning_rate" in shown
+    assert "custom.val_accuracy" in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    sh(readme_command("git restore"), fresh, environment)
+    assert sh("git status --porcelain", fresh, environment) == ""
+    assert set(json.loads(sh("dvc status --json", fresh, environment))) == {"sync"}
     sh("dvc exp run --temp -S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01", fresh, environment)
     assert sh("git status --porcelain", fresh, environment) == ""
     runs = store_of_copies(fresh, environment)

@@ -9,7 +9,7 @@ from pipeline.system.command import PipelineError
 
 
 def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
-    """Puts the values of `overlay` in the place of those of `tree`; `runs` as a whole, the list that is trained.
+    """Replaces values of `tree` by those of `overlay`; `runs`, the list that is trained, as a whole.
 
     Raises:
         PipelineError: a key of the overlay is not in the tree.

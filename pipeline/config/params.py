@@ -54,7 +54,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """How many images each split has and how the hold-out is drawn."""
+    """How many images each split has, and how the validation split is drawn."""
 
     train_images: int = _whole(10, TRAIN_IMAGES, multiple_of=10)
     val_images: int = _whole(10, TRAIN_IMAGES, multiple_of=10)
@@ -63,12 +63,12 @@ class Data(Section):
 
     @property
     def comparable(self) -> bool:
-        """Whether results may stand beside the published figures: all images are used."""
+        """Whether all images are used, so that results are comparable with the published ones."""
         return self.train_images + self.val_images == TRAIN_IMAGES and self.test_images == TEST_IMAGES
 
 
 class Train(Section):
-    """What holds for every training."""
+    """What every training run shares."""
 
     device: Literal["auto", "cpu", "gpu"] = _choice("auto", "cpu", "gpu")
     xla: Literal["auto", "on", "off"] = _choice("auto", "on", "off")
@@ -94,7 +94,7 @@ class Recipe(Section):
 
 
 class Run(Section):
-    """A recipe and a seed: one training. `model` repeats the recipe's, because dvc.yaml needs it at hand."""
+    """One training run: a recipe and a seed. `model` repeats the recipe's, since dvc.yaml needs it here."""
 
     recipe: Name
     model: Name
@@ -175,7 +175,8 @@ def parse(path: str | Path) -> Any:
     try:
         text = files.read(Path(path), MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        raise PipelineError(f"{path} is not here; {command.where_to_run()}") from None
+        fix = f"; {command.where_to_run()}" if str(path) == "params.yaml" else ""
+        raise PipelineError(f"{path} is not here{fix}") from None
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError as error:

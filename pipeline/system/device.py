@@ -1,4 +1,4 @@
-"""What a training runs on: device, precision, replicas. Asked for in params.yaml, resolved here."""
+"""What a training run computes on: device, precision, replicas. Asked for in params.yaml, resolved here."""
 
 import os
 import platform
