@@ -201,7 +201,7 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
         reason = " ".join(error.message.split())[:300]
         raise PipelineError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
     except OSError as error:
-        raise PipelineError(f"{run}: {error}; `dvc repro` resumes after the last finished epoch") from None
+        raise PipelineError(f"{run}: {error}; {command.resuming()}") from None
 
 
 def environment(machine: "Device", data_hash: str) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise PipelineError(f"seed: received {command.shown(seed)}; allowed: a whole number")
     run = overrides.select_runs(tree, arguments.run, arguments.recipe, seed)
     for setting in arguments.settings:
-        key, _, value = setting.partition("=")
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise PipelineError(f"-S: received {command.shown(setting)}; allowed: KEY=VALUE")
         if value:
             overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), run)
     config = params.check(tree, changed)

@@ -14,13 +14,16 @@ WAIT = "import time; from pipeline.system import command; command.run(lambda: (p
 
 
 @pytest.mark.parametrize(
+    ("number", "status", "how"), [(signal.SIGINT, 130, "interrupted; "), (signal.SIGTERM, 143, "terminated; ")]
+)
+@pytest.mark.parametrize(
     ("folder", "said"),
     [
         (".", "the same command resumes it"),
         (".dvc/tmp/exps/tmpabc", "DVC removes this temporary copy: start the experiment again"),
     ],
 )
-def test_ctrl_c_says_how_to_resume(tmp_path, folder, said):
+def test_what_stops_a_command_says_how_to_resume(tmp_path, folder, said, number, status, how):
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / folder / "params.yaml").touch()
     process = subprocess.Popen(
@@ -32,10 +35,10 @@ def test_ctrl_c_says_how_to_resume(tmp_path, folder, said):
         text=True,
     )
     process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, written = process.communicate()
-    assert process.returncode == 130
-    assert written.startswith("interrupted; ")
+    assert process.returncode == status
+    assert written.startswith(how)
     assert said in written
     assert len(written.splitlines()) == 1
 
@@ -98,3 +101,10 @@ def test_geometry_prints_its_table_and_no_notes_of_tensorflow(tmp_path):
     assert "…" not in ended.stdout
     total = next(line for line in ended.stdout.splitlines() if line.strip().startswith("total"))
     assert total.split() == ["total", "90,514", "26,428,080"]
+
+
+def test_output_that_nobody_reads_is_no_error():
+    code = "from pipeline.system import command; command.run(lambda: [print(number) for number in range(100_000)])"
+    line = f"'{sys.executable}' -c '{code}' | head -n 1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (141, "0\n", "")

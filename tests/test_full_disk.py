@@ -95,6 +95,7 @@ class TestFetch:
         monkeypatch.setattr(sources, "FILE_BYTES", 40 * 3073)
         monkeypatch.setattr(sources, "MD5S", md5s)
         monkeypatch.chdir(tmp_path)
+        (tmp_path / "params.yaml").touch()
         return tmp_path / "source"
 
     def check(self, disk: Disk) -> None:

@@ -1,7 +1,9 @@
 """What every `python -m pipeline.<verb>` has in common: how it starts and how it fails."""
 
+import contextlib
 import errno
 import io
+import os
 import re
 import reprlib
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TERMINATED = 143  # the exit status after SIGTERM
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 REPOSITORY = Path(__file__).resolve().parents[2]  # or the copy of it that this is
 TEMPORARY_COPIES = ".dvc/tmp/exps"  # of `dvc exp run --temp` and `--queue`
@@ -61,7 +64,8 @@ def where_to_run() -> str:
 def run(main: Callable[[], None], anywhere: bool = False) -> None:
     """Calls `main`; what stops it becomes one line on stderr and a failing exit status.
 
-    That is 1 for a `PipelineError` or what the system refuses, 130 after Ctrl-C and 143 after SIGTERM.
+    That is 1 for a `PipelineError` or what the system refuses, 130 after Ctrl-C, 143 after SIGTERM, and 141 without a
+    line if nobody reads the output any more, as with `| head`.
 
     Args:
         main: what the command does.
@@ -69,18 +73,31 @@ def run(main: Callable[[], None], anywhere: bool = False) -> None:
     """
     if not anywhere and not Path("params.yaml").exists():
         sys.exit(f"error: params.yaml is not here; {where_to_run()}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` clauses run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that `finally` clauses run
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a path's name may hold bytes that are no text
     try:
         main()
+        print(end="", flush=True)
     except PipelineError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
+        sys.exit(141)
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {_refusal(error)}")
     except KeyboardInterrupt:
-        print(f"interrupted; {resuming()}", file=sys.stderr)
+        _stopped("interrupted")
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == TERMINATED:
+            _stopped("terminated")
+        raise
+
+
+def _stopped(how: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{how}; {resuming()}", file=sys.stderr, flush=True)
 
 
 def _refusal(error: OSError) -> str:

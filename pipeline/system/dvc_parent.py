@@ -10,8 +10,6 @@ import time
 
 import psutil
 
-from pipeline.system.command import resuming
-
 SHELLS = {"sh", "ash", "bash", "csh", "dash", "fish", "ksh", "tcsh", "zsh"}
 
 
@@ -31,8 +29,8 @@ def end_with_dvc() -> None:
                 time.sleep(1)
         except psutil.NoSuchProcess:
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
         with contextlib.suppress(OSError):  # the terminal may be gone as well
-            print(f"DVC is gone: stopped; {resuming()}", file=sys.stderr, flush=True)
+            print("DVC is gone", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
