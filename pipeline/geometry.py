@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pipeline import models
 from pipeline.evaluation.geometry import LayerGeometry, geometry
-from pipeline.system import command
+from pipeline.system import command, provenance
 from pipeline.system.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def main() -> None:
 
     console = Console()
     console.print(table(name, rows, types=console.width >= TYPES_FROM))
+    file = f"pipeline/models/{name}.py"
+    if provenance.is_untracked(command.REPOSITORY / file):
+        advice = f"`git add {file}` before `dvc exp run --temp` or `--queue`, which copy only what git tracks"
+        print(f"note: {advice}", file=sys.stderr)
 
 
 def table(title: str, rows: list[LayerGeometry], types: bool = True) -> Table:

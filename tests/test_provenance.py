@@ -8,9 +8,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import train
+from pipeline import geometry, train
 from pipeline.config import params
 from pipeline.system import provenance
+from pipeline.system.command import PipelineError
 
 # Recorded before the rule was held; a record made anew has another id, and its line goes.
 EXCEPTIONS = {
@@ -131,3 +132,23 @@ def test_training_run_on_a_dirty_tree_says_so_when_it_starts(repository, monkeyp
     warning, started = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: uncommitted changes in pipeline/models/mine.py: the record")
     assert started == "starts"
+
+
+def test_model_that_git_does_not_have_is_to_be_added(repository, monkeypatch, capsys, tree):
+    write(repository / "pipeline/models/mine.py")
+    assert provenance.is_untracked(repository / "pipeline/models/mine.py")
+    assert not provenance.is_untracked(repository / "pipeline/train.py")
+    assert not provenance.is_untracked(repository / "pipeline/models/none.py")
+    copy = repository / ".dvc/tmp/exps/standalone/tmp1"  # in which git does not have it
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    tree["recipes"]["custom"]["model"] = tree["runs"]["custom-0"]["model"] = "mine"
+    with pytest.raises(PipelineError, match=r"a new model is a file pipeline/models/mine\.py; `git add` it, for DVC"):
+        params.check(tree)
+
+
+def test_geometry_of_an_untracked_model_says_git_add(monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "is_untracked", lambda file: file == ROOT / "pipeline/models/compact.py")
+    monkeypatch.setattr(sys, "argv", ["geometry", "compact"])
+    geometry.main()
+    assert capsys.readouterr().err.startswith("note: `git add pipeline/models/compact.py` before `dvc exp run --temp`")

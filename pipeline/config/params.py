@@ -227,9 +227,10 @@ def _contradiction(params: Params) -> str | None:
         )
     for name, recipe in params.recipes.items():
         if recipe.model not in models.names():
+            advice = "; `git add` it, for DVC copies only what git tracks" if command.in_temporary_copy() else ""
             return (
                 f"recipes.{name}.model: received {recipe.model!r}; allowed: one of {', '.join(models.names())} "
-                f"(a new model is a file pipeline/models/{recipe.model}.py)"
+                f"(a new model is a file pipeline/models/{recipe.model}.py{advice})"
             )
         if recipe.batch_size > data.train_images:
             return (

@@ -47,9 +47,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_temporary_copy() -> bool:
+    """Whether DVC made the working directory for one experiment."""
+    return TEMPORARY_COPIES in Path.cwd().as_posix()
+
+
 def resuming() -> str:
     """How what was stopped is resumed, as a clause."""
-    if TEMPORARY_COPIES in Path.cwd().as_posix():
+    if in_temporary_copy():
         return "it cannot be resumed, since DVC removes this temporary copy: start the experiment again"
     return "the same command resumes it"
 

@@ -60,6 +60,14 @@ def read() -> Provenance:
         return Provenance("none", (), in_copy=False)
 
 
+def is_untracked(file: Path) -> bool:
+    """Whether git does not have a file that it could have."""
+    try:
+        return _git("-C", str(file.parent), "status", "--porcelain", "--", file.name).startswith("??")
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-c", "core.quotepath=off", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
