@@ -203,6 +203,18 @@ def test_one_seed_is_told_to_be_of_weights_by_mcnemar_of_the_lowest_seeds(capsys
     assert "whether the recipes differ is open, with one seed of baseline" in out
 
 
+def test_weights_may_rank_otherwise_than_the_means(capsys):
+    list_runs("baseline-0", "custom-0", "custom-1")
+    write_run("baseline-0", 0.85, errors_seed=0)
+    write_run("custom-0", 0.83, errors_seed=1)
+    write_run("custom-1", 0.89, errors_seed=2, val_accuracy=0.71)
+    pair = pair_of("baseline", "custom")  # custom's mean is the higher one
+    assert (pair["difference"], pair["verdict"]) == (0.02, "better weights")
+    out = " ".join(printed(capsys).split())
+    assert "take custom-1 (stand-in)" in out
+    assert "custom-0 against baseline-0, the best of the others: -2.00 points" in out
+
+
 def test_interval_that_excludes_0_without_a_verdict_is_explained(monkeypatch):
     list_runs("baseline-0", "compact-0", "custom-0")
     for seed, (run, accuracy) in enumerate({"baseline-0": 0.85, "compact-0": 0.85, "custom-0": 0.8605}.items()):

@@ -96,7 +96,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pairs(seeds: dict[str, list[dict[str, Any]]], correct: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Each pair of recipes on test accuracy, the higher mean first; p values are adjusted over all pairs.
+    """Each pair of recipes on test accuracy; the better one first, p values adjusted over all pairs.
 
     Args:
         seeds: each recipe's runs, the lowest seed first.
@@ -108,7 +108,7 @@ def pairs(seeds: dict[str, list[dict[str, Any]]], correct: dict[str, np.ndarray]
         is_told_apart = adjusted < statistics.ALPHA
         better = "better" if row["of"] == "recipes" else "better weights"
         note = ""
-        if row["interval"][0] > 0 and not is_told_apart:  # the difference is not negative
+        if row["interval"][0] > 0 and not is_told_apart:
             note = f"its own interval excludes 0, but the p value adjusted over all {len(rows)} pairs is not below 0.05"
         row |= {
             "p_adjusted": round(adjusted, 6),
@@ -122,7 +122,10 @@ def _pair(
     first: str, second: str, seeds: dict[str, list[dict[str, Any]]], correct: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     of_recipes = min(len(seeds[first]), len(seeds[second])) > 1
-    ours, theirs = (correct[recipe] if of_recipes else correct[recipe][:1] for recipe in (first, second))
+    sides = {recipe: correct[recipe] if of_recipes else correct[recipe][:1] for recipe in (first, second)}
+    # The lowest seeds may rank otherwise than the means.
+    first, second = sorted(sides, key=lambda recipe: -float(sides[recipe].mean()))
+    ours, theirs = sides[first], sides[second]
     estimate = statistics.difference(ours, theirs)
     return {
         "recipes": [first, second],

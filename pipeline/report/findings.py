@@ -24,9 +24,11 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
         f"validation {tables.cell(row, 'val_accuracy')} %, n = {row['seeds']}.",
     ]
     within = set(champion["within_limits"])
-    rivals = [pair for pair in comparison["pairs"] if name in pair["recipes"] and within >= set(pair["recipes"])]
-    if rivals:  # ranked by accuracy: the first is with the best of the others
-        sentences.append(_difference(rivals[0], name, comparison["recipes"]))
+    others = [recipe for recipe in comparison["recipes"] if recipe in within and recipe != name]
+    if others:
+        rival = max(others, key=lambda recipe: comparison["recipes"][recipe]["test_accuracy"])
+        (pair,) = (pair for pair in comparison["pairs"] if {name, rival} == set(pair["recipes"]))
+        sentences.append(_difference(pair, name, comparison["recipes"]))
     for row in comparison["against_published"]:
         if (row["recipe"], row["published"]) == (name, budget):
             sentences.append(f"Against what is published: {_points(row['difference'], row['interval'])}).")
