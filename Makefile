@@ -31,7 +31,7 @@ endif
 run: setup ## show the recorded results, then train all models on a part of the data, in minutes
 	python -m pipeline.compare --show
 	MLFLOW_EXPERIMENT_NAME=quick python -m pipeline.workspace quick --overlay params.quick.yaml
-	@echo; echo 'Look at it:  .venv/bin/mlflow ui   and open http://127.0.0.1:5000 (experiment "quick")'
+	@echo; echo 'See the curves:  make ui   (experiment "quick")'
 
 repro: setup ## the full job
 	dvc repro
@@ -45,7 +45,7 @@ test-slow: setup ## the rest, but faults
 test-servers: setup ## of the rest, what needs PostgreSQL; skipped without it
 	python -m pytest -m servers -rs
 
-test-faults: setup ## killed, starved and misled trainings, full disks, failing stores: about 10 minutes
+test-faults: setup ## killed, starved and misled training runs, full disks, failing stores: about 10 minutes
 	KILLS=20 python -m pytest -m faults -rs
 
 lint: setup
