@@ -48,8 +48,8 @@ def accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    title = "Test accuracy by number of parameters"
-    figure, axes = _axes(title, "parameters (grey: fewer, and better, than published)", "test accuracy, %", comparison)
+    title, y = "Test accuracy by number of parameters", "test accuracy, % (bars: 95 % interval)"
+    figure, axes = _axes(title, "parameters (grey: fewer, and better, than published)", y, comparison)
     rows = [*comparison["published"], *comparison["recipes"].values()]
     left, right = min(row["parameters"] for row in rows) / 2, max(row["parameters"] for row in rows) * 2
     for row, marker in zip(comparison["published"], cycle("sDv"), strict=False):

@@ -20,33 +20,32 @@ HOW = """\
 
 def page(comparison: dict[str, Any]) -> str:
     """The whole page; the plots lie beside it."""
-    quick = comparison
     blocks = [
-        f"# {tables.title(tables.TITLE, quick)}",
+        f"# {tables.title(tables.TITLE, comparison)}",
         "\n".join(f"- {_escaped(text)}" for text in findings.budgets(comparison)),
         table(tables.accuracy(comparison)),
         _lines(findings.accuracy_notes(comparison)),
         table(tables.cost(comparison)),
         "![Validation accuracy by epoch](curves.png)",
         "![Test accuracy by number of parameters](accuracy_vs_parameters.png)",
-        f"## {tables.title('Verdicts', quick)}",
+        f"## {tables.title('Verdicts', comparison)}",
         table(tables.pairs(comparison)),
         _lines(findings.pair_notes(comparison)),
-        f"## {tables.title('Budgets', quick)}",
+        f"## {tables.title('Budgets', comparison)}",
         table(tables.budgets(comparison)),
         _lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
-        f"## {tables.title('The model to take', quick)}",
+        f"## {tables.title('The model to take', comparison)}",
         _lines(findings.rule(comparison)),
         table(findings.others(comparison)),
-        f"## {tables.title('Means over seeds', quick)}",
+        f"## {tables.title('Means over seeds', comparison)}",
         table(tables.means(comparison)),
         f"The interval is Student's t, over seeds: it covers the mean of further seeds, for these "
         f"{comparison['test_images']:,} test images and these validation images. With one seed there is none.",
-        f"## {tables.title('Beside what is published', quick)}",
+        f"## {tables.title('Beside what is published', comparison)}",
         table(tables.against_published(comparison)),
         _lines(findings.published_notes()),
         "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
-        f"## {tables.title('Calibration error and recall of each class', quick)}",
+        f"## {tables.title('Calibration error and recall of each class', comparison)}",
         table(tables.descriptions(comparison)),
         "A description of the test images, without verdicts: means over seeds with 95 % intervals over images and, "
         "with two seeds or more, over seeds.",
