@@ -51,7 +51,7 @@ def difference(correct: np.ndarray, other: np.ndarray) -> Estimate:
     Its variance adds three components: that over the seeds of either side, divided by their number, and that over the
     images of the seed-averaged paired difference, divided by their number. A side of one seed has no seed component:
     then the interval is of these weights, not of the recipe. The part of the images' variance that is random between
-    seeds is counted in both kinds, which makes the interval slightly too wide, never too narrow.
+    seeds is counted in both kinds, which makes the interval slightly too wide: benchmarks/coverage.json.
 
     Source: Welch, "The Generalization of 'Student's' Problem when Several Different Population Variances are
         Involved", 1947. Degrees of freedom: Satterthwaite, "An Approximate Distribution of Estimates of Variance
