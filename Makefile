@@ -54,8 +54,8 @@ lint: setup
 bench: setup ## training throughput beside stock Keras and, where it is installed, PyTorch
 	python -m benchmarks.throughput
 
-ui: setup
-	mlflow ui
+ui: setup ## MLflow's pages, with the addresses of all curves
+	python -m pipeline.ui
 
 lock: setup ## after a change of dependencies in pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml -o requirements.txt

@@ -35,7 +35,11 @@ def main() -> None:
         raise PipelineError(f"NAME: received {arguments.name!r}; allowed: letters, digits, '_' and '-'")
     tracking.use_callers_store()
     tracking.check()
-    tree, run = changed_params(arguments)
+    try:
+        tree, run = changed_params(arguments)
+    except PipelineError as error:
+        describe(arguments, arguments.run, f"Refused: {error}.")
+        raise
     workspace = FOLDER / arguments.name
     runs = [run] if run else list(tree["runs"])
     with file_lock(workspace, f"{workspace} is in use by another run; wait for it, or choose another name"):
@@ -49,6 +53,8 @@ def main() -> None:
         describe(arguments, run)
         status = reproduce(workspace, [f"evaluate@{run}"] if run else [])
         pending.complete(workspace)
+        if status:
+            describe(arguments, run, f"Failed: `dvc repro` ended with status {status}; see the runs' `end_reason`.")
         sys.exit(status)
 
 
@@ -103,15 +109,14 @@ def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return tree, run
 
 
-def describe(arguments: argparse.Namespace, run: str) -> None:
+def describe(arguments: argparse.Namespace, run: str, outcome: str = "") -> None:
     """Says in MLflow what the run of `mlflow run` is, of which the training runs are children."""
     given = [setting for setting in arguments.settings if not setting.endswith("=")]
+    given += [f"{key}={value}" for key in ("recipe", "seed") if (value := getattr(arguments, key))]
     name = ": ".join(filter(None, [" ".join(filter(None, [arguments.name, run])), ", ".join(given)]))
-    tracking.describe(
-        name,
-        f"`mlflow run`: the pipeline in `{FOLDER / arguments.name}`, with {', '.join(given) or 'params as they are'}. "
-        "The runs that it trained are the children of this one. It changes no recorded result.",
-    )
+    changes = f"with {', '.join(given)}" if given else "with params as they are"
+    what = f"the pipeline in `{FOLDER / arguments.name}`, {changes}. The runs that it trained are its children. "
+    tracking.describe(name, f"{what}It changes no recorded result.\n\n{outcome}".strip())
 
 
 def copy(workspace: Path, tree: dict[str, Any]) -> None:

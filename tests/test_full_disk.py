@@ -20,7 +20,7 @@ from factories import list_runs, report_files, write_run
 from pipeline import compare, fetch, sources, sync, train, workspace
 from pipeline.records import record
 from pipeline.system import command
-from pipeline.tracking import store
+from pipeline.tracking import experiment, store
 
 pytestmark = pytest.mark.faults
 
@@ -258,7 +258,7 @@ class TestStore:
         small, add_epoch = disk(trained / "store", "16m"), record.Record.add_epoch
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained}/store/mlflow.db")
         if not full_from:
-            store.experiment_id()  # the store is there, and full
+            experiment.current_id()  # the store is there, and full
             small.fill()
 
         def fill(self, row, *rest):

@@ -29,7 +29,7 @@ def parent() -> str:
 
 def train(workspace: Path, run: str = "custom-0", ends: str | None = "finished") -> record.Record:
     with contextlib.chdir(workspace):
-        params = {"model": "custom", "seed": 0, "train_images": 500, "val_images": 100}
+        params = {"model": "custom", "seed": 0, "epochs": 1, "train_images": 500, "val_images": 100}
         log = record.begin(run, "custom", params, False, {"commit": "abc", "dirty": True, "data_hash": "1"})
         log.add_epoch({"epoch": 1, "loss": 1.0, "accuracy": 0.1, "val_loss": 2.0, "val_accuracy": 0.2}, 1.0, 100.0)
         if ends:
@@ -134,7 +134,8 @@ def test_parent_gets_a_name_and_a_note_unless_its_caller_gave_them(workspace, mo
     called = parent()
     monkeypatch.setenv("MLFLOW_RUN_ID", called)
     project_run.describe("quick: epochs=1", "what it is")
-    for name, note in (("quick: epochs=1", "what it is"), ("mine", "my own")):
+    project_run.describe("quick: epochs=1", "what it is, and how it ended")
+    for name, note in (("quick: epochs=1", "`mlflow run`: what it is, and how it ended"), ("mine", "my own")):
         run = store.client().get_run(called)
         assert (run.info.run_name, run.data.tags["mlflow.note.content"]) == (name, note)
         store.client().set_tag(called, "mlflow.runName", "mine")

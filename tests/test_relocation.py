@@ -13,7 +13,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
-from pipeline.tracking import address, relocation, store, sync
+from pipeline.tracking import address, experiment, relocation, store, sync
 
 
 def opened(folder: Path, monkeypatch) -> MlflowClient:
@@ -26,7 +26,7 @@ def opened(folder: Path, monkeypatch) -> MlflowClient:
 
 def fill(client: MlflowClient) -> None:
     """Logs a run, with a metric, an artifact, a logged model and a registered one."""
-    run = client.create_run(store.experiment_id(), run_name="filled")
+    run = client.create_run(experiment.current_id(), run_name="filled")
     client.log_metric(run.info.run_id, "loss", 1.5, step=3)
     client.log_text(run.info.run_id, "of the run", "a b/text.txt")
     model = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id)
@@ -119,7 +119,7 @@ def test_moved_store_finds_its_artifacts_and_new_ones_go_to_the_new_folder(name,
     (backup,) = folder.glob("mlflow.db.backup-*")
     assert dump_of(backup) == before
     assert f"(before: {backup.name})" in said
-    run = client.create_run(store.experiment_id())
+    run = client.create_run(experiment.current_id())
     client.log_text(run.info.run_id, "new", "new.txt")
     (written,) = new_artifacts(base)
     assert written.is_relative_to(folder)
@@ -134,7 +134,7 @@ def test_copy_never_writes_into_the_original(filled, base, monkeypatch):
     shutil.copytree(filled, folder)
     client = opened(folder, monkeypatch)
     check(client, folder)
-    for run in [client.create_run(store.experiment_id()), *client.search_runs([store.experiment_id()])]:
+    for run in [client.create_run(experiment.current_id()), *client.search_runs([experiment.current_id()])]:
         client.log_text(run.info.run_id, "new", "new.txt")
     assert len(new_artifacts(base)) >= 2
     assert bytes_of(filled) == before
@@ -150,7 +150,7 @@ def test_copy_without_artifacts_says_where_they_are(filled, base, monkeypatch, c
     assert (
         f"warning: its artifacts are still in {filled}/mlruns: copy that folder to {folder}" in capfd.readouterr().err
     )
-    client.log_text(client.create_run(store.experiment_id()).info.run_id, "new", "new.txt")
+    client.log_text(client.create_run(experiment.current_id()).info.run_id, "new", "new.txt")
     assert not new_artifacts(filled)
 
 

@@ -1,6 +1,7 @@
 """The store says what the record says, however often and whenever it is asked."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import yaml
 from conftest import ROOT
 from mlflow.exceptions import MlflowException
 
-from pipeline import sync, tracking, train, workspace
+from pipeline import sync, tracking, train, ui, workspace
 from pipeline.records import files, record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
-from pipeline.tracking import address, runs, store
+from pipeline.tracking import address, experiment, runs, store
 from pipeline.tracking import sync as tracking_sync
 
 
@@ -227,6 +228,9 @@ def test_run_of_a_dead_process_is_ended_by_the_sync_stage(log, project):
     log.training.status, log.training.record_id = "running", "of a killed one"
     tracking.sync_run(log, live=True)
     sync.main()
+    (killed,) = [run for run in all_runs() if run.info.status == "KILLED"]
+    assert killed.data.tags["end_reason"] == runs.GONE
+    assert killed.data.tags["mlflow.note.content"].endswith(f"Killed: {runs.GONE}.")
     assert "RUNNING" not in [run.info.status for run in all_runs()]
 
 
@@ -270,6 +274,90 @@ def test_store_that_failed_is_left_alone_for_a_while(log, monkeypatch, capfd):
     assert capfd.readouterr().err.count("warning:") == 1
     store.reconnect()
     assert tracking.sync_run(log)
+
+
+def test_note_says_what_the_run_is_and_what_came_of_it(log):
+    tracking.sync_run(log)
+    assert all_runs()[0].data.tags["mlflow.note.content"] == (
+        "Recipe `custom`, model `custom`, seed 0: 3 epochs of 45,000 images.\n\nTest accuracy 80.00 %."
+    )
+    store.client().set_tag(all_runs()[0].info.run_id, "mlflow.note.content", "my own")
+    log.training.environment["commit"] = "other"
+    log.save_training()
+    tracking.sync_run(log)
+    assert all_runs()[0].data.tags["mlflow.note.content"] == "my own"
+
+
+@pytest.mark.parametrize("status", ["failed", "killed"])
+def test_run_that_ended_early_says_why_until_it_resumes(log, status):
+    rows, logs = log.history, log.training.epochs
+    log.history, log.training.epochs = rows[:2], logs[:2]
+    log.evaluation, log.speed, log.training.comparable = {}, {}, False
+    log.end(status, "interrupted by Ctrl-C")
+    tracking.sync_run(log, live=True)
+    tags = all_runs()[0].data.tags
+    assert tags["end_reason"] == "interrupted by Ctrl-C"
+    assert tags["mlflow.note.content"].endswith(f"figures.\n\n{status.capitalize()}: interrupted by Ctrl-C.")
+    resumed = record.resume("custom-0", log.training, log.history)
+    tracking.sync_run(resumed, live=True)
+    assert "end_reason" not in all_runs()[0].data.tags
+    resumed.history, resumed.training.epochs = rows, logs
+    resumed.end("finished")
+    tracking.sync_run(resumed, live=True)
+    assert "Ctrl-C" not in all_runs()[0].data.tags["mlflow.note.content"]
+
+
+def test_experiment_says_what_it_shows_and_is_laid_out(log, monkeypatch):
+    tracking.sync_run(log)
+    (run,) = all_runs()
+    tags = store.client().get_experiment(run.info.experiment_id).tags
+    assert "[report/README.md](" in tags["mlflow.note.content"] or "`report/README.md`" in tags["mlflow.note.content"]
+    columns = json.loads(tags["mlflow.sharedViewState.table"])["selectedColumns"]
+    named = [column.partition(".")[2].strip("`") for column in columns if column.startswith(("metrics", "params"))]
+    known = run.data.metrics | run.data.params | dict.fromkeys(["parameters", "epoch_seconds", "val_accuracy"])
+    assert set(named) <= set(known)
+    store.client().set_experiment_tag(run.info.experiment_id, "mlflow.note.content", "my own")
+    assert store.client().get_experiment(experiment.current_id()).tags["mlflow.note.content"] == "my own"
+    given = store.client().create_experiment("made by mlflow run")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", given)
+    assert experiment.current_id() == given
+    assert "curves of all runs" in store.client().get_experiment(given).tags["mlflow.note.content"]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    assert experiment.current_id() == "0"
+    assert "mlflow.note.content" not in store.client().get_experiment("0").tags
+
+
+@pytest.mark.parametrize(
+    ("origin", "link"),
+    [
+        ("https://user:hunter2@example.org:8/a/b.git", "[report/README.md](https://example.org:8/a/b/blob/HEAD/report"),
+        ("git@example.org:a/b.git", "`report/README.md`"),
+        ("/srv/a b", "`report/README.md`"),
+        ("", "`report/README.md`"),
+    ],
+)
+def test_report_is_linked_where_the_repository_is_in_the_web(origin, link, tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if origin:
+        subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", origin], check=True)
+    monkeypatch.setattr(address, "root", lambda: tmp_path)
+    assert experiment._report().startswith(link)
+    assert "hunter2" not in experiment._report()
+
+
+def test_ui_prints_the_addresses_of_curves_and_table_and_starts_mlflow(log, project, monkeypatch, capsys):
+    tracking.sync_run(log)
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["ui", "--port", "5001"])
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    ui.main()
+    said = capsys.readouterr().out
+    page = f"http://127.0.0.1:5001/#/experiments/{experiment.current_id()}/runs?workflowType=machine_learning"
+    assert f"{page}&compareRunsMode=CHART\n" in said
+    assert f"{page}&compareRunsMode=TABLE&viewStateShareKey=table\n" in said
+    assert started[0][1][1:] == ["-m", "mlflow", "ui", "--port", "5001"]
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == address.store_uri()
 
 
 def broken(*_):
@@ -327,7 +415,7 @@ def test_address_names_the_same_file_to_us_mlflow_and_sqlalchemy(name, tmp_path,
     assert make_url(address.store_uri()).query == {"timeout": "9"}
     path.parent.mkdir()
     store.reconnect()
-    run = store.client().create_run(store.experiment_id())
+    run = store.client().create_run(experiment.current_id())
     store.client().log_text(run.info.run_id, "text", "a.txt")
     assert [file.read_text() for file in tmp_path.rglob("a.txt")] == ["text"]
     assert {child.name for child in tmp_path.iterdir()} == {name}
@@ -482,12 +570,13 @@ def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch
     (model,) = store.client().search_logged_models([run.info.experiment_id])
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert model.status == "READY"
+    assert model.name == "custom-0"
     assert model.params["epochs"] == "3"
     assert store.client().search_logged_models(["0"]) == []
 
 
 def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
-    experiment, barrier = store.experiment_id(), threading.Barrier(2)
+    experiment_id, barrier = experiment.current_id(), threading.Barrier(2)
     create = store.client().create_run
 
     def create_together(*arguments):
@@ -498,7 +587,7 @@ def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):
 
     monkeypatch.setattr(store.client(), "create_run", create_together)
     with ThreadPoolExecutor(2) as pool:
-        making = [pool.submit(runs.make, experiment, 1, {"record_id": "x"}, "x") for _ in range(2)]
+        making = [pool.submit(runs.make, experiment_id, 1, {"record_id": "x"}, "x") for _ in range(2)]
         made = {done.result().info.run_id for done in making}
     assert {run.info.run_id for run in all_runs()} == made
     assert len(made) == 1

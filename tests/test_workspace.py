@@ -13,6 +13,7 @@ from pipeline.config import overrides, params
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
+from pipeline.tracking import store
 
 
 def test_second_run_in_a_workspace_is_refused(tmp_path):
@@ -145,3 +146,15 @@ def test_bad_parameters_of_mlflow_run_end_with_one_line(given, said, project, mo
         workspace.changed_params(arguments(monkeypatch, "run", *given))
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_refused_mlflow_run_says_why_in_the_store(project, monkeypatch):
+    store.reconnect()
+    called = store.client().create_run("0", run_name="caring-grouse-973").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", called)
+    monkeypatch.setattr(sys, "argv", ["workspace", "run", "--run", "custom-0", "--seed", "1", "--epochs", "abc"])
+    with pytest.raises(PipelineError, match="received 'abc'"):
+        workspace.main()
+    run = store.client().get_run(called)
+    assert run.info.run_name == "run custom-0: epochs=abc, seed=1"
+    assert "epochs: received 'abc'" in run.data.tags["mlflow.note.content"]

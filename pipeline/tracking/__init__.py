@@ -1,6 +1,6 @@
 """MLflow, the copy of the records that people look at. The only importer of mlflow.
 
-address.py: which store. store.py: the connection. runs.py: one run a record.
+address.py: which store. store.py: the connection. experiment.py, runs.py, tags.py: one run a record.
 embedded.py, relocation.py: a store in a SQLite file; one that was moved with its folder.
 sync.py, model.py, reference.py, comparison.py: record -> store, idempotent. live.py: following a training run.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.

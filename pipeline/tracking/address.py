@@ -76,6 +76,12 @@ def file_store_warning() -> str:
     )
 
 
+def server() -> str:
+    """The address of an MLflow server, as a browser needs it; empty if the store is a database."""
+    given = os.environ.get(VARIABLE, "")
+    return without_secrets(given).rstrip("/") if given.startswith(("http://", "https://")) else ""
+
+
 def shown() -> str:
     """The store, as messages name it."""
     return str(database() or without_secrets(os.environ.get(VARIABLE, "")))

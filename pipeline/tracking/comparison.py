@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from pipeline.records.record import Record
-from pipeline.tracking import runs, store
+from pipeline.tracking import experiment, runs, store
 
 PREFIX = "compare."
 DIGEST = "comparison_digest"  # the tag that is set last
@@ -24,7 +24,7 @@ def _sync(record: Record, tags: dict[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client, digest = store.client(), comparison_digest(record, tags)
-    run = runs.find(store.experiment_id(), record.id)
+    run = runs.find(experiment.current_id(), record.id)
     if run is None or run.data.tags.get(DIGEST) == digest:
         return
     wanted = {PREFIX + name: value for name, value in tags.items()}

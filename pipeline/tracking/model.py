@@ -21,7 +21,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
     client, environment = store.client(), record.training.environment
     for broken in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(broken.model_id)
-    logged = client.create_logged_model(experiment, "model", run_id, params=params)
+    logged = client.create_logged_model(experiment, record.run, run_id, params=params)
     example = np.zeros((1, *cifar10.IMAGE_SHAPE), np.uint8)
     mlflow.set_tracking_uri(address.store_uri())
     keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar

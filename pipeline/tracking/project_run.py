@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil
 
 from pipeline.tracking import address, embedded, store
+from pipeline.tracking.tags import NOTE
+
+BEGINNING = "`mlflow run`: "  # of our notes
 
 
 def use_callers_store() -> None:
@@ -31,17 +34,17 @@ def use_callers_store() -> None:
 
 
 def describe(name: str, note: str) -> None:
-    """Names and describes the run that `mlflow run` made, if there is one and its caller did not."""
+    """Names and describes the run that `mlflow run` made, if there is one; what its caller gave it stays."""
     if run_id := os.environ.get("MLFLOW_RUN_ID"):
         store.attempt(f"describe {name}", lambda: _describe(run_id, name, note))
 
 
 def _describe(run_id: str, name: str, note: str) -> None:
-    run = store.client().get_run(run_id)
+    client, run = store.client(), store.client().get_run(run_id)
     if re.fullmatch(r"[a-z]+-[a-z]+-\d+", run.info.run_name or ""):  # MLflow's own idea: `caring-grouse-973`
-        store.client().set_tag(run_id, "mlflow.runName", name)
-    if "mlflow.note.content" not in run.data.tags:
-        store.client().set_tag(run_id, "mlflow.note.content", note)
+        client.set_tag(run_id, "mlflow.runName", name)
+    if run.data.tags.get(NOTE, BEGINNING).startswith(BEGINNING):
+        client.set_tag(run_id, NOTE, f"{BEGINNING}{note}")
 
 
 def _folders_above() -> Iterator[Path]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from pipeline.records import references
-from pipeline.tracking import runs, store
+from pipeline.tracking import experiment, runs, store
 from pipeline.tracking.sync import SYNCED
 
 
@@ -23,7 +23,7 @@ def _sync(name: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
     client, published = store.client(), references.load_reference(name)
-    experiment = store.experiment_id()
+    experiment_id = experiment.current_id()
     digest = reference_digest(name)
     # Published without times: the day of transcription stands in for them.
     started_ms = references.day_ms(published["transcribed"])
@@ -34,7 +34,7 @@ def _sync(name: str) -> str:
         "published": "true",
         "mlflow.note.content": " ".join([published["source"], *published["notes"]]),
     }
-    run = runs.find(experiment, name) or runs.make(experiment, started_ms, tags, name)
+    run = runs.find(experiment_id, name) or runs.make(experiment_id, started_ms, tags, name)
     run_id = run.info.run_id
     if run.data.tags.get(SYNCED) == digest:
         return run_id

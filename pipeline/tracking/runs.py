@@ -12,6 +12,8 @@ from pipeline.system.file_lock import is_locked
 from pipeline.tracking import store
 
 RECORD_ID = "record_id"  # the tag that a run is found by
+END_REASON = "end_reason"  # the tag that says why a run was killed or failed
+GONE = "its process is gone, and did not say why"
 LOCATION = "location"  # the tag that says where a run is being trained
 
 
@@ -54,7 +56,15 @@ def end_dead(training: Record | None = None) -> None:
         if training and run.data.tags.get(RECORD_ID) == training.id:
             continue
         if is_dead(where) or (training and where == location(training.run)):
+            client.set_tag(run.info.run_id, END_REASON, GONE)
+            note = run.data.tags.get("mlflow.note.content", "")
+            client.set_tag(run.info.run_id, "mlflow.note.content", f"{note}\n\n{end_note('killed', GONE)}".strip())
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def end_note(status: str, reason: str) -> str:
+    """A sentence on how a run ended."""
+    return f"{status.capitalize()}: {reason or 'for no recorded reason'}."
 
 
 def location(run: str) -> str:

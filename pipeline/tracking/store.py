@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 T = TypeVar("T")
-EXPERIMENT = "cifar10"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page for training runs, not for chat bots
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
 
 # A store that is away may cost 10 s, not MLflow's default of minutes. Variables already set win.
@@ -110,29 +108,3 @@ def client() -> "MlflowClient":
     if database:
         relocation.mark(database)
     return made
-
-
-def experiment_name() -> str:
-    """MLFLOW_EXPERIMENT_NAME, or ours."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-
-
-def experiment_id() -> str:
-    """The experiment that MLflow's own variables name (`mlflow run` sets one), else ours; made if absent."""
-    from mlflow.exceptions import MlflowException
-
-    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return given
-    name = experiment_name()
-    experiment = client().get_experiment_by_name(name)
-    if experiment is None:
-        # Beside the embedded store, as `mlflow ui` there would; where a server keeps files is its business.
-        database = address.database()
-        location = (embedded.artifacts(database) / name).as_uri() if database else None
-        try:
-            return client().create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
-        except MlflowException:  # another process was faster
-            experiment = client().get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    return experiment.experiment_id

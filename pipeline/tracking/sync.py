@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pipeline.records import record as records
 from pipeline.records.record import Record
-from pipeline.tracking import address, comparison, embedded, model, relocation, runs, store
+from pipeline.tracking import address, comparison, embedded, experiment, model, relocation, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -52,7 +51,7 @@ def in_sync(digests: Iterable[str]) -> bool:
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid JOIN experiments "
                 "ON experiments.experiment_id = runs.experiment_id WHERE tags.key IN (?, ?) "
                 "AND runs.lifecycle_stage = 'active' AND ? IN (experiments.name, experiments.experiment_id)",
-                (SYNCED, comparison.DIGEST, os.environ.get("MLFLOW_EXPERIMENT_ID") or store.experiment_name()),
+                (SYNCED, comparison.DIGEST, os.environ.get("MLFLOW_EXPERIMENT_ID") or experiment.name()),
             ).fetchall()
             running = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
@@ -68,32 +67,33 @@ def _sync_run(record: Record, live: bool) -> str:
     from mlflow.entities import Metric, RunTag
 
     client, training = store.client(), record.training
-    experiment = store.experiment_id()
+    experiment_id = experiment.current_id()
     totals = {
         key: float(value)
         for key, value in (record.evaluation | record.speed).items()
         if isinstance(value, int | float) and key not in NOT_METRICS
     }
-    run = runs.find(experiment, record.id)
+    run = runs.find(experiment_id, record.id)
     if run and any(run.data.metrics.get(key, value) != value for key, value in totals.items()):
         # It was evaluated otherwise: a second value would stand beside the first, and the later one would win.
         client.delete_run(run.info.run_id)
         run = None
     if run is None:
-        tags = _tags(record, live) | ({} if live else {"replayed": "true"})
         name = " ".join(map(str, filter(None, [record.run, training.environment.get("dvc_experiment")])))
-        run = runs.make(experiment, training.started_ms, tags, name)
+        run = runs.make(experiment_id, training.started_ms, tags.of(record, live), name)
     run_id, digest = run.info.run_id, record.digest()
     if run.data.tags.get(SYNCED) == digest:
         return run_id
     if live and training.status == "running" and run.info.status != "RUNNING":
         client.update_run(run_id, "RUNNING")  # it resumes after it was ended
+    if not training.end_reason and runs.END_REASON in run.data.tags:
+        client.delete_tag(run_id, runs.END_REASON)
     if not run.inputs.dataset_inputs:
         _log_inputs(run_id, record)
     if after := training.resumed_after_epochs:
-        tags = {"resumed_after_epochs": ", ".join(map(str, after))}
-        tags |= {runs.LOCATION: runs.location(record.run)} if live else {}
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        resumed = {"resumed_after_epochs": ", ".join(map(str, after))}
+        resumed |= {runs.LOCATION: runs.location(record.run)} if live else {}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in resumed.items()])
     _log_epochs(run_id, record)
     if totals:  # without steps: MLflow draws bars
         evaluated_ms = record.speed["evaluated_ms"]
@@ -103,8 +103,10 @@ def _sync_run(record: Record, live: bool) -> str:
     for path in record.files():
         client.log_artifact(run_id, str(path))
     if training.status == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
-        model.log(experiment, run_id, record, _params(record))
+        model.log(experiment_id, run_id, record, _params(record))
     client.set_terminated(run_id, training.status.upper(), training.ended_ms)
+    ended = tags.at_end(record, run.data.tags)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in ended.items()])
     client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
     return run_id
 
@@ -132,23 +134,6 @@ def _batches(epochs: list[list["Metric"]]) -> Iterator[list["Metric"]]:
     size = MOST_METRICS // max(map(len, epochs), default=1)
     for start in range(0, len(epochs), size):
         yield list(chain.from_iterable(epochs[start : start + size]))
-
-
-def _tags(record: Record, live: bool) -> dict[str, str]:
-    training, environment = record.training, record.training.environment
-    tags = {runs.RECORD_ID: record.id, "run": record.run}
-    tags |= {key: str(getattr(training, key)) for key in ("recipe", "model", "seed")}
-    tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
-    tags |= {"mlflow.source.git.commit": str(environment["commit"]), "mlflow.source.name": f"train@{record.run}"}
-    tags |= {"mlflow.source.type": "LOCAL"}
-    if not training.comparable:
-        tags |= {"comparable": "false", "mlflow.note.content": records.NOT_COMPARABLE}
-    if live:
-        tags[runs.LOCATION] = runs.location(record.run)
-    parent = os.environ.get("MLFLOW_RUN_ID")  # we are inside `mlflow run`
-    if live and parent:
-        tags["mlflow.parentRunId"] = parent
-    return tags
 
 
 def _params(record: Record) -> dict[str, str]:
