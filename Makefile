@@ -10,8 +10,11 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
 setup: .venv/installed
 
-ifneq ($(CHOSEN),$(PYTHON) $(LOCK))
+ifneq ($(CHOSEN),$(PYTHON) $(LOCK) $(CURDIR))
 .PHONY: .venv/installed
+endif
+ifneq ($(FOLDER),$(CURDIR)) # moved or copied: the programs in .venv/bin name the old folder
+RENEW := rm -rf .venv
 endif
 # The interpreter is looked for outside .venv; another one than the environment's makes the environment anew.
 # uv installs a locked environment in seconds; it is itself in the lock, so pip can check its hash.
@@ -21,11 +24,11 @@ endif
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; choose another with: make setup PYTHON=python3.12")'; \
 	$(PYTHON) -c 'import ensurepip, venv' || { echo 'error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }; \
 	which='import sys; print(sys.version, sys.base_prefix)'; \
-	test "$$(.venv/bin/python -c "$$which" 2>/dev/null)" = "$$($(PYTHON) -c "$$which")" || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+	$(or $(RENEW),:); test "$$(.venv/bin/python -c "$$which" 2>/dev/null)" = "$$($(PYTHON) -c "$$which")" || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > .venv/uv.txt
 	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	uv pip sync --quiet --python .venv --compile-bytecode --require-hashes $(LOCK)
-	@printf '%s\n' 'PYTHON ?= $(PYTHON)' 'GPU ?= $(GPU)' 'CHOSEN := $(PYTHON) $(LOCK)' > .venv/chosen.mk
+	@printf '%s\n' 'PYTHON ?= $(PYTHON)' 'GPU ?= $(GPU)' "FOLDER := $$(pwd -P)" 'CHOSEN = $(PYTHON) $(LOCK) $$(FOLDER)' > .venv/chosen.mk
 	@touch $@
 
 run: setup ## show the recorded results, then train all models on a part of the data, in minutes

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -55,6 +56,16 @@ def test_same_python_by_another_name_keeps_the_environment(folder):
     make(folder, "setup", "PYTHON=./one")
     shutil.copy(folder / "one", folder / "uno")
     assert make(folder, "setup", "PYTHON=./uno")[0] == ["synced requirements.txt"]
+
+
+def test_moved_and_copied_folders_get_an_environment_of_their_own(folder):
+    make(folder, "setup", "PYTHON=./one", "GPU=1")
+    copy = Path(shutil.copytree(folder, folder.with_name("copy of it")))
+    assert make(copy, "setup")[0] == ["made by one", "synced requirements-gpu.txt"]
+    assert make(copy, "setup")[0] == []
+    moved = folder.rename(folder.with_name("moved"))
+    assert make(moved, "setup")[0] == ["made by one", "synced requirements-gpu.txt"]
+    assert make(moved, "setup")[0] == []
 
 
 @pytest.mark.parametrize("python", ["./old", "./none"])
