@@ -61,7 +61,7 @@ def _ours(recipe, seed: int, train, val, policy: str) -> tuple[float, float]:
     from pipeline import models
     from pipeline.training import loop
 
-    model, epochs = models.build(recipe.model), []
+    model, epochs = models.build(recipe.model, seed), []
     loop.train(model, recipe, seed, train, val, policy=policy, on_epoch=lambda epoch, _: epochs.append(epoch))
     return epochs[-1].loss, epochs[-1].val_accuracy
 
@@ -72,8 +72,7 @@ def _stock(recipe, seed: int, train, val) -> tuple[float, float]:
     from pipeline import models
     from pipeline.training import optimizers
 
-    keras.utils.set_random_seed(seed)
-    model = models.build(recipe.model)
+    model = models.build(recipe.model, seed)
     schedule = optimizers.Schedule(
         recipe.schedule,
         recipe.learning_rate,

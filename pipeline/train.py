@@ -63,10 +63,13 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
     from pipeline.evaluation import geometry
     from pipeline.system.progress import TrainingProgress
     from pipeline.training import loop
+    from pipeline.training.trainable import check_trainable
 
     recipe = config.recipe_of(run)
     train_split, val_split = read_splits(config.data)
-    model = models.build(recipe.model)
+    model = models.build(recipe.model, config.runs[run].seed)
+    with one_line_errors(run, config.runs[run].recipe):
+        check_trainable(model)
     data_hash = fingerprint.hash_data(train_split, val_split)
     mark = fingerprint.fingerprint(config, run, machine, data_hash)
     log, state = begin_or_resume(run, config, mark, environment(machine, data_hash))
@@ -196,7 +199,7 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
     except FloatingPointError as error:
         raise PipelineError(f"{run}: {error}; lower recipes.{recipe}.learning_rate") from None
     except UntrainableError as error:
-        raise PipelineError(f"{run}: {error}") from None
+        raise PipelineError(f"{run}: {error}") from error
     except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
         reason = " ".join(error.message.split())[:300]
         raise PipelineError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None

@@ -108,3 +108,22 @@ def test_output_that_nobody_reads_is_no_error():
     line = f"'{sys.executable}' -c '{code}' | head -n 1; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (141, "0\n", "")
+
+
+FAILS = """
+from pipeline.system import command
+def main():
+    try: {}["key"]
+    except KeyError as error: raise command.PipelineError("what to mend") from error
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_stack_trace_is_shown_on_request(trace):
+    environment = {"PYTHONPATH": str(ROOT)} | ({"PIPELINE_TRACE": "1"} if trace else {})
+    done = subprocess.run([sys.executable, "-c", FAILS], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: what to mend\n")
+    assert ("KeyError: 'key'" in done.stderr) == trace
+    assert (done.stderr.count("\n") == 1) != trace

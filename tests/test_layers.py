@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.training import layers
+from pipeline.training.reproducible import step_seed
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_batch_normalization_is_the_stock_one(activations, policy, tolerance):
 def test_dropout_drops_its_rate_and_keeps_the_mean(rate, policy):
     layer = layers.Dropout(rate, dtype=policy)
     layer.layer_id = 1
-    with layers.step_seed(tf.constant([0, 4096], tf.int64)):
+    with step_seed(tf.constant([0, 4096], tf.int64)):
         kept = np.asarray(layer(np.ones((64, 16, 16, 32), np.float32), training=True), np.float32)
     assert abs(np.mean(kept == 0) - rate) < 0.004  # the rate is rounded to 1/256
     assert abs(kept.mean() - 1) < 0.01
@@ -68,7 +69,7 @@ def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
     def mask(seed, step, layer_id):
         layer = layers.Dropout(0.5)
         layer.layer_id = layer_id
-        with layers.step_seed(tf.constant([seed, 4096 * step], tf.int64)):
+        with step_seed(tf.constant([seed, 4096 * step], tf.int64)):
             return np.asarray(layer(np.ones((100, 100), np.float32), training=True)).ravel() > 0
 
     first = mask(0, 0, 1)
@@ -79,7 +80,7 @@ def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
 
 def test_dropout_is_independent_of_its_neighbours():
     layer = layers.Dropout(0.5)
-    with layers.step_seed(tf.constant([0, 0], tf.int64)):
+    with step_seed(tf.constant([0, 0], tf.int64)):
         mask = np.asarray(layer(np.ones((64, 32, 32, 16), np.float32), training=True)) > 0
     for axis in range(4):
         for distance in (1, 2, 8):

@@ -101,9 +101,9 @@ def test_model_is_the_same_bytes_however_many_were_built_before(name):
 
 @pytest.mark.parametrize("name", models.names())
 def test_model_turns_uint8_images_into_probabilities(name):
-    chances = models.build(name).predict(IMAGES, verbose=0)
-    assert chances.dtype == np.float32
-    np.testing.assert_allclose(chances.sum(1), np.ones(4), atol=1e-6)
+    probabilities = models.build(name).predict(IMAGES, verbose=0)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(1), np.ones(4), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -121,8 +121,13 @@ def test_unknown_model_is_refused_with_what_there_is():
 
 
 END = "return keras.Model(inputs, keras.layers.Dense(10, activation='softmax')(keras.layers.Flatten()(x)))"
-NO_SOFTMAX = END.replace("softmax", "sigmoid")
 HUNDRED = END.replace("10", "100")
+OWN_STEP = """class Own(keras.Model):
+    def train_step(self, data): return {}
+def build():
+    inputs, x = pixels()
+    return Own(inputs, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(x)))"""
+FROZEN = f"def build():\n inputs, x = pixels()\n {END}".replace("Dense(10,", "Dense(10, trainable=False,")
 
 
 @pytest.mark.parametrize(
@@ -131,15 +136,70 @@ HUNDRED = END.replace("10", "100")
         ("", r"no function build\(\)"),
         ("def build(): return 3", "int: return a functional or Sequential"),
         ("class Net(keras.Model): pass\ndef build(): return Net()", "Net: return a functional or Sequential"),
-        (f"def build():\n x = inputs = keras.Input((32, 32, 3))\n {END}", "float32.*begin with"),
+        (f"def build():\n x = inputs = keras.Input((32, 32, 3), dtype='int8')\n {END}", "int8.*begin with"),
         (f"def build():\n x = inputs = keras.Input((28, 28, 3), dtype='uint8')\n {END}", r"28, 28, 3\).*begin with"),
         (f"def build():\n inputs, x = pixels()\n {HUNDRED}", r"\(None, 100\).*end with"),
-        (f"def build():\n inputs, x = pixels()\n {NO_SOFTMAX}", "'dense.*softmax"),
+        (OWN_STEP, r"Own with its own train_step\(\).*use add_loss"),
+        (FROZEN, "without trainable weights"),
+        ("def build()\n pass", ", line 3: SyntaxError: expected ':'"),
+        ("import absent_module", ", line 3: ModuleNotFoundError: No module named 'absent_module'"),
+        ("def build():\n x = 1\n raise KeyError('why')", ", line 5: KeyError: 'why'"),
+        (
+            f"def build():\n inputs, x = pixels()\n x = keras.layers.Conv2D(3, 99)(x)\n {END}",
+            ", line 5: ValueError: .*99",
+        ),
+        (
+            "def build():\n inputs, x = pixels()\n for _ in 'ab': x = keras.layers.ReLU(name='one')(x)\n " + END,
+            ', line 6: ValueError: The name "one" is used 2 times',
+        ),
     ],
 )
-def test_model_that_cannot_be_trained_is_refused(write_model, source, message):
-    with pytest.raises(PipelineError, match=rf"pipeline/models/written\.py.*{message}"):
+def test_model_that_cannot_be_trained_is_refused_in_one_line(write_model, source, message):
+    with pytest.raises(PipelineError, match=rf"^pipeline/models/written\.py.*{message}") as refusal:
         models.build(write_model(source))
+    assert "\n" not in str(refusal.value)
+
+
+NAMELESS = """import numpy
+def build():
+    inputs, x = pixels()
+    x = keras.layers.Conv2D(3, 3)(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, 'softmax')(keras.layers.Flatten()(x)))
+    model.layers[-1].bias.assign(numpy.random.normal(size=10))
+    return model"""
+
+
+def test_build_is_a_function_of_the_seed(write_model):
+    name = write_model(NAMELESS)
+    first, again, other = models.build(name, 1), models.build(name, 1), models.build(name, 2)
+    assert first.to_json() == again.to_json() == other.to_json()
+    for one, same, another in zip(first.get_weights(), again.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert np.array_equal(one, another) == (not one.any())  # all but biases of 0
+
+
+def test_build_leaves_the_random_numbers_of_others_alone(write_model):
+    name = write_model(NAMELESS)
+    np.random.seed(1)
+    expected = np.random.normal()
+    np.random.seed(1)
+    models.build(name)
+    assert np.random.normal() == expected
+
+
+CUSTOM = """
+@keras.saving.register_keras_serializable("written")
+class Twice(keras.layers.Layer):
+    def call(self, x): return 2 * x
+def build():
+    inputs, x = pixels()
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(Twice()(x))))"""
+
+
+def test_custom_objects_are_those_of_the_file(write_model):
+    name = write_model(CUSTOM)
+    assert [*models.custom_objects(name)] == ["written>Twice"]
+    models.register("of-a-file-that-is-gone")
 
 
 @pytest.mark.parametrize("softmax", ["Softmax()", "Activation('softmax')"])

@@ -36,12 +36,3 @@ def test_logits_are_float32_under_mixed_precision():
     clone = training_clone(models.build("custom"), seed=1, policy="mixed_bfloat16")
     assert clone(np.zeros((1, 32, 32, 3), np.uint8)).dtype == tf.float32
     assert clone.get_layer("separable1").compute_dtype == "bfloat16"
-
-
-def test_layer_with_hidden_random_state_is_refused():
-    inputs = keras.Input((32, 32, 3))
-    outputs = keras.layers.Dense(10, "softmax")(
-        keras.layers.Flatten()(keras.layers.GaussianNoise(0.1, name="n")(inputs))
-    )
-    with pytest.raises(ValueError, match=r"layer 'n' \(GaussianNoise\) draws random numbers"):
-        training_clone(keras.Model(inputs, outputs), seed=0)

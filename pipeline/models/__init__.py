@@ -5,9 +5,14 @@ Only `build` and `pixels` import Keras (seconds); `names` is read by whoever che
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.system.command import PipelineError
 from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
@@ -25,25 +30,71 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def build(name: str) -> keras.Model:
+def build(name: str, seed: int = 0) -> keras.Model:
     """Builds a model, untrained and uncompiled, and checks that the pipeline can train it.
 
-    Two builds have the same `to_json()` where the model's file names its layers; Keras numbers the names it makes up.
+    Two builds with the same seed are equal: initial weights, and the names that Keras makes up.
 
     Raises:
-        PipelineError: no such model, or its inputs or outputs are not what every stage relies on.
+        PipelineError: no such model, its file fails, or its inputs or outputs are not what every stage relies on.
     """
     if name not in names():
         raise PipelineError(
             f"model {name!r} does not exist: choose one of {', '.join(names())}, or write pipeline/models/<name>.py"
         )
-    module = importlib.import_module(f"{__name__}.{name}")
+    register(name)
+    module = sys.modules[f"{__name__}.{name}"]
     if not hasattr(module, "build"):
         raise PipelineError(f"pipeline/models/{name}.py has no function build(): add one that returns a keras.Model")
-    model = module.build()
+    from pipeline.training.reproducible import build_seed
+
+    with _one_line_errors(name), build_seed(seed):
+        model = module.build()
     if fault := _fault(model):
         raise PipelineError(f"pipeline/models/{name}.py: build() returned {fault}")
     return model
+
+
+def register(name: str) -> None:
+    """Imports a model's file, if it is still there, so that Keras can load models saved with its custom layers.
+
+    Raises:
+        PipelineError: the file fails.
+    """
+    if name in names():
+        with _one_line_errors(name):
+            importlib.import_module(f"{__name__}.{name}")
+
+
+def custom_objects(name: str) -> dict[str, Any]:
+    """Layers and functions that a model's file registers with Keras, by the name they are saved under."""
+    import keras
+
+    register(name)
+    prefix = f"{__name__}."
+    registered = keras.saving.get_custom_objects()
+    return {key: value for key, value in registered.items() if getattr(value, "__module__", "").startswith(prefix)}
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Turns what a model's file raises into a PipelineError that names file, line and cause."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            file, line = error.filename or "", error.lineno
+        else:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_model_file(frame.filename)]
+            file, line = (frames[-1].filename, frames[-1].lineno) if frames else (f"{name}.py", None)
+        where = f"pipeline/models/{Path(file).name}" + (f", line {line}" if line else "")
+        reason = " ".join(str(error).split()) or "no message"
+        raise PipelineError(f"{where}: {type(error).__name__}: {reason:.300}") from error
+
+
+def _is_model_file(file: str) -> bool:
+    path = Path(file)
+    return path.name != "__init__.py" and str(path.parent) in __path__
 
 
 def pixels() -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -69,15 +120,19 @@ def _fault(model: keras.Model) -> str | None:
     if not isinstance(model, keras.Model) or [len(tensors) for tensors in ends] != [1, 1]:
         return f"{type(model).__name__}: return a functional or Sequential keras.Model with one input and one output"
     (pixel,), (output,) = ends
-    if pixel.shape != (None, *IMAGE_SHAPE) or pixel.dtype != "uint8":
-        return f"the input {pixel.shape} {pixel.dtype}, not (None, 32, 32, 3) uint8: begin with `inputs, x = pixels()`"
+    # Keras casts the pixels to the dtype of the input.
+    if pixel.shape != (None, *IMAGE_SHAPE) or pixel.dtype not in ("uint8", "float32"):
+        return (
+            f"the input {pixel.shape} {pixel.dtype}, not (None, 32, 32, 3) uint8 or float32, of pixels 0..255: "
+            "begin with `inputs, x = pixels()`"
+        )
     if output.shape != (None, NUM_CLASSES) or output.dtype != "float32":
         return f"the output {output.shape} {output.dtype}, not (None, 10) float32: end with one value a class"
-    # The trainer takes the softmax off and trains on logits, so it must find it.
-    last = output._keras_history.operation
-    if (
-        not isinstance(last, keras.layers.Softmax)
-        and getattr(last, "activation", None) is not keras.activations.softmax
-    ):
-        return f"{last.name!r} ({type(last).__name__}) as its last layer: end with a layer whose activation is softmax"
+    for method in ("train_step", "compute_loss"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            return (
+                f"{type(model).__name__} with its own {method}(), which is not called here: use add_loss() in a layer"
+            )
+    if not model.trainable_weights:
+        return "a model without trainable weights: add a layer that has some, or leave one trainable"
     return None

@@ -9,6 +9,7 @@ import reprlib
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 TERMINATED = 143  # the exit status after SIGTERM
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 REPOSITORY = Path(__file__).resolve().parents[2]  # or the copy of it that this is
+TRACE = "PIPELINE_TRACE"  # an environment variable: set, errors show their stack trace too
 TEMPORARY_COPIES = ".dvc/tmp/exps"  # of `dvc exp run --temp` and `--queue`
 
 
@@ -85,6 +87,8 @@ def run(main: Callable[[], None], anywhere: bool = False) -> None:
         main()
         print(end="", flush=True)
     except PipelineError as error:
+        if os.environ.get(TRACE):
+            traceback.print_exception(error)
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end

@@ -4,23 +4,10 @@ They compute what the stock layers compute, but for dropout's random numbers, wh
 instead of hidden generator state.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import keras
 import tensorflow as tf
 
-_step_seeds: list[tf.Tensor] = []  # of the step that is being traced, int64 [2]
-
-
-@contextmanager
-def step_seed(seed: tf.Tensor) -> Iterator[None]:
-    """Within, layers draw their random numbers from `seed`, int64 [2]."""
-    _step_seeds.append(seed)
-    try:
-        yield
-    finally:
-        _step_seeds.pop()
+from pipeline.training.reproducible import layer_seed
 
 
 class Dropout(keras.layers.Dropout):
@@ -37,7 +24,7 @@ class Dropout(keras.layers.Dropout):
         if not training or dropped == 0:
             return inputs
         size = tf.size(inputs)
-        seed = _step_seeds[-1] + self.layer_id
+        seed = layer_seed(self.layer_id)
         words = tf.random.stateless_uniform([(size + 7) // 8], seed, None, None, tf.int64, alg="philox")
         octets = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], tf.shape(inputs))
         keep = tf.cast(octets >= dropped, inputs.dtype)
@@ -48,8 +35,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis by TensorFlow's fused kernel."""
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes [n, h, w, c]; other shapes, and inference, are left to the stock layer."""
-        if not training or not self.trainable or len(inputs.shape) != 4 or self.axis not in (-1, 3):
+        """Normalizes [n, h, w, c]; other shapes and dtypes, and inference, are left to the stock layer."""
+        fused = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64
+        if not training or not self.trainable or not fused or self.synchronized or mask is not None:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,

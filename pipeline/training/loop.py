@@ -1,6 +1,7 @@
 """The training loop: many steps in one graph call, with the data on the device. Reads and writes no files.
 
 Every random number is a function of (seed, epoch, step, layer), so `State` is all that a resumed training run needs.
+`loss` and `val_loss` are what Keras reports by these names: cross-entropy plus what regularizers and `add_loss` bring.
 """
 
 import hashlib
@@ -18,9 +19,10 @@ from pipeline.training import optimizers
 from pipeline.training.augmentation import augment
 from pipeline.training.cifar10 import IMAGE_SHAPE
 from pipeline.training.dataset import Split, permutation
-from pipeline.training.layers import step_seed
-from pipeline.training.loss import cross_entropy
-from pipeline.training.training_clone import UntrainableError, copy_weights, training_clone
+from pipeline.training.loss import additional_loss, cross_entropy
+from pipeline.training.reproducible import step_seed
+from pipeline.training.trainable import check_randomness, one_line
+from pipeline.training.training_clone import UntrainableError, copy_weights, softmax_layer, training_clone
 
 if TYPE_CHECKING:
     from pipeline.config.params import Recipe
@@ -64,6 +66,7 @@ class TrainingRun:
     """A model in training and all that its steps need."""
 
     train_model: keras.Model
+    from_logits: bool  # whether `train_model` returns logits, not probabilities
     optimizer: keras.optimizers.Optimizer
     schedule: optimizers.Schedule
     ema_weights: list[tf.Variable]  # averages of the weights; empty without `ema_decay`
@@ -118,7 +121,8 @@ def train(
     the weights (or their moving average) as they are saved.
 
     Args:
-        model: stock Keras layers, from uint8 images to probabilities.
+        model: from uint8 images (cast, not scaled, if its input has another dtype) to probabilities. Weights that are
+            not as their initializers left them are kept; see `initial_weights`.
         recipe: how to train; its `batch_size` is that of all replicas together.
         seed: of initial weights, shuffling, augmentation and dropout.
         train_split: the images to learn from.
@@ -132,7 +136,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
-        UntrainableError: the batch cannot be divided among the replicas, or as `training_clone`.
+        UntrainableError: the batch cannot be divided among the replicas, or a step cannot be computed or repeated.
     """
     run = prepare(model, recipe, seed, train_split, policy, strategy or tf.distribute.get_strategy())
     if resume:
@@ -167,7 +171,8 @@ def prepare(
         schedule = optimizers.Schedule(recipe.schedule, recipe.learning_rate, steps, recipe.warmup_fraction)
         optimizer = optimizers.make_optimizer(recipe, schedule, policy, train_model)
         ema_weights = [tf.Variable(weight.value) for weight in train_model.weights] if recipe.ema_decay else []
-    return TrainingRun(train_model, optimizer, schedule, ema_weights, recipe, seed, train_split, strategy)
+    from_logits = softmax_layer(model) is not None
+    return TrainingRun(train_model, from_logits, optimizer, schedule, ema_weights, recipe, seed, train_split, strategy)
 
 
 def _train_one_epoch(
@@ -210,12 +215,14 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
         batch = augment(batch, indices, epoch, seed + AUGMENTATION_SEED, recipe.flip, recipe.crop_pixels)
         batch_labels = tf.gather(labels, indices)
         with tf.GradientTape() as tape, step_seed(seed):
-            logits = model(batch, training=True)
-            losses = cross_entropy(batch_labels, logits, recipe.label_smoothing)
-            loss = tf.reduce_mean(losses) / run.replicas  # the optimizer sums over replicas
+            outputs = model(batch, training=True)
+            losses = cross_entropy(batch_labels, outputs, recipe.label_smoothing, run.from_logits)
+            loss = (tf.reduce_mean(losses) + additional_loss(model)) / run.replicas  # the optimizer sums over replicas
             scaled_loss = optimizer.scale_loss(loss)
-        num_correct = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == batch_labels, tf.float32))
-        return loss, num_correct, tape.gradient(scaled_loss, model.trainable_variables)
+        num_correct = tf.reduce_sum(tf.cast(tf.argmax(outputs, 1, tf.int32) == batch_labels, tf.float32))
+        gradients = tape.gradient(scaled_loss, model.trainable_variables)
+        # Those of embeddings are sparse, which Muon does not take.
+        return loss, num_correct, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients]
 
     # XLA cannot compile communication between replicas. That is the optimizer's part, and elementwise, so it stays out.
     compiled = tf.function(forward_and_backward, jit_compile=True) if xla else forward_and_backward
@@ -234,9 +241,19 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
             loss_sum += strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
             num_correct += strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None)
             for average, weight in zip(run.ema_weights, model.weights, strict=False):
-                average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
+                if average.dtype.is_floating:
+                    average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
+                else:  # a counter
+                    average.assign(weight.value)
         return loss_sum, num_correct
 
+    # Traced before the first step, so that what the user's layers raise does not end a run half-way.
+    scalar = tf.TensorSpec([], tf.int32)
+    try:
+        traced = run_steps.get_concrete_function(tf.TensorSpec([len(run.train_split.labels)], tf.int32), *[scalar] * 3)
+    except Exception as error:
+        raise UntrainableError(f"a training step cannot be computed: {one_line(error)}") from error
+    check_randomness(traced.graph)
     return run_steps
 
 
@@ -263,6 +280,7 @@ def _graph_of_validation(model: keras.Model, split: Split) -> Callable:
             batch_labels = labels[start : start + VALIDATION_BATCH_SIZE]
             probabilities = model(images[start : start + VALIDATION_BATCH_SIZE], training=False)
             loss_sum += tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(batch_labels, probabilities))
+            loss_sum += additional_loss(model) * tf.cast(tf.size(batch_labels), tf.float32)
             num_correct += tf.reduce_sum(tf.cast(tf.argmax(probabilities, 1, tf.int32) == batch_labels, tf.float32))
         return loss_sum / count, num_correct / count
 

@@ -57,6 +57,12 @@ class Muon(keras.optimizers.Muon):
         self.assign_sub(variable, tf.reshape(self.lr_adjust(lr * update), variable.shape))
 
 
+def _last_trainable_layer(model: keras.Model) -> keras.Layer:
+    """The layer that gives the classes, in a nested model too."""
+    last = next(layer for layer in reversed(model.layers) if layer.trainable_weights)
+    return _last_trainable_layer(last) if isinstance(last, keras.Model) and last.layers else last
+
+
 def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: keras.Model) -> keras.optimizers.Optimizer:
     """The recipe's optimizer. Weight decay is decoupled and spares biases and norms (all weights of rank 1)."""
     decay = recipe.weight_decay or None
@@ -66,7 +72,7 @@ def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: ker
     elif recipe.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(schedule, beta_1=recipe.momentum, weight_decay=decay or 0.0)
     else:
-        last = next(layer for layer in reversed(model.layers) if layer.trainable_weights)
+        last = _last_trainable_layer(model)
         optimizer = Muon(
             schedule,
             momentum=recipe.momentum,
