@@ -185,7 +185,7 @@ def multiply_adds(model: str) -> int:
     from pipeline import models
     from pipeline.evaluation import geometry
 
-    return sum(row.multiply_adds for row in geometry.geometry(models.build(model)))
+    return geometry.total_multiply_adds(geometry.geometry(models.build(model))) or 0
 
 
 def machine() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pipeline import models
-from pipeline.evaluation.geometry import LayerGeometry, geometry
+from pipeline.evaluation.geometry import LayerGeometry, geometry, total_multiply_adds
 from pipeline.system import command, provenance
 from pipeline.system.tensorflow_import import import_tensorflow
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TYPES_FROM = 72  # columns of a terminal
+UNKNOWN = "–"  # noqa: RUF001
 
 
 def main() -> None:
@@ -49,13 +50,17 @@ def table(title: str, rows: list[LayerGeometry], types: bool = True) -> Table:
     table.add_column("output\nsize", **numbers)
     table.add_column("sees\npixels", **numbers)
     table.add_column("\nparameters", **numbers, footer=f"{sum(row.parameters for row in rows):,}")
-    table.add_column("multiply-\nadds", **numbers, footer=f"{sum(row.multiply_adds for row in rows):,}")
+    table.add_column("multiply-\nadds", **numbers, footer=_number(total_multiply_adds(rows)))
     for row in rows:
         size = "*".join(str(side) for side in row.output_size)
-        sees = "image" if row.receptive_field is None else str(row.receptive_field)
+        sees = "image" if row.receptive_field is None else str(row.receptive_field).replace("unknown", UNKNOWN)
         names = (row.layer, row.type) if types else (row.layer,)
-        table.add_row(*names, size, sees, f"{row.parameters:,}", f"{row.multiply_adds:,}")
+        table.add_row(*names, size, sees, f"{row.parameters:,}", _number(row.multiply_adds))
     return table
+
+
+def _number(count: int | None) -> str:
+    return UNKNOWN if count is None else f"{count:,}"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
 """Output size, receptive field, parameters and multiply-adds of a model, layer by layer.
 
-Branches, residuals and nested models are followed: every tensor of
-the graph carries which input pixels its positions see, windows (convolutions, pooling, padding, cropping) widen that,
-and merging layers take the union.
-
-Any other layer that keeps height and width is taken to work on each position by itself (activations, dropout,
-normalisation with its statistics fixed, Dense on an image), and any other that changes them is refused.
+Branches, residuals and nested models are followed: every tensor of the graph carries which input pixels its positions
+see, windows (convolutions, pooling, padding, cropping) widen that, and merging layers take the union. What a layer sees
+or multiplies that has no rule here (a custom layer, attention, a reshape) is unknown, and so is what follows from it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-
-from pipeline.system.command import PipelineError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import keras
@@ -28,9 +24,9 @@ class LayerGeometry:
     layer: str
     type: str
     output_size: tuple[int, ...]  # height, width, channels
-    receptive_field: int | None  # side in input pixels, the longer of the two; None: the whole image
+    receptive_field: int | Literal["unknown"] | None  # side in input pixels, the longer of the two; None: whole image
     parameters: int  # moving statistics included; a layer called twice counts once
-    multiply_adds: int
+    multiply_adds: int | None  # None: unknown
 
 
 class Span(NamedTuple):
@@ -48,20 +44,34 @@ class Span(NamedTuple):
         return Span(self.jump * stride, self.left + before * self.jump, self.right + (reach - before) * self.jump)
 
 
-Field: TypeAlias = tuple[Span, Span] | None  # height, width; None: the whole image
+Field: TypeAlias = tuple[Span, Span] | Literal["unknown"] | None  # height, width; None: the whole image
+
+# Layers and operations that work on each position by itself, at inference; normalization has its statistics fixed.
+POSITIONWISE_LAYERS = re.compile(
+    "Activation|ReLU|LeakyReLU|PReLU|ELU|Softmax|Identity|Dropout|SpatialDropout2D|AlphaDropout|GaussianDropout|"
+    "GaussianNoise|ActivityRegularization|BatchNormalization|LayerNormalization|GroupNormalization|RMSNormalization|"
+    "UnitNormalization|Normalization|Rescaling|Dense|Embedding|RandomFlip|RandomTranslation|RandomRotation|RandomZoom|"
+    "RandomCrop|RandomContrast|RandomBrightness|RandomErasing|Add|Subtract|Multiply|Average|Maximum|Minimum|Concatenate"
+)
+POSITIONWISE_OPERATIONS = re.compile(
+    "Add|Subtract|Multiply|Divide|TrueDivide|Maximum|Minimum|Power|Square|Sqrt|Rsqrt|Exp|Log|Absolute|Negative|Clip|Cast|"
+    "Relu|Relu6|LeakyRelu|Elu|Selu|Gelu|Silu|HardSilu|HardSigmoid|Sigmoid|Tanh|Softplus|Softsign|Mish|Softmax|Concatenate"
+)
+# Those that select, move or pool values, without multiplying any.
+MOVING = re.compile(
+    ".*Pooling.*|.*Pool|.*Reshape|Flatten|.*Permute|ZeroPadding.*|Cropping.*|UpSampling.*|Transpose|GetItem|Squeeze|"
+    "ExpandDims|Stack|Repeat.*|BroadcastTo|Split|Roll|Flip|Mean|Max|Resizing"
+)
 
 
 def geometry(model: keras.Model) -> list[LayerGeometry]:
     """One row a layer, in the order in which the model calls them.
 
     Layers that hold no parameters and change neither size nor receptive field (dropout, activations) have no row.
-    Multiply-adds are those of convolutions and Dense; everything else, batch normalisation too, counts 0.
+    Multiply-adds are those of convolutions and Dense; other layers with a rule, batch normalization too, count 0.
 
     Args:
         model: Functional or Sequential, with its input's height and width known.
-
-    Raises:
-        PipelineError: the receptive field of a layer is not known; the message names it.
     """
     pixel = Span(jump=1, left=0, right=0)
     return list(_rows(model, fields={id(tensor): (pixel, pixel) for tensor in model.inputs}, counted=set()))
@@ -69,8 +79,8 @@ def geometry(model: keras.Model) -> list[LayerGeometry]:
 
 def total_multiply_adds(geometry: list[LayerGeometry]) -> int | None:
     """Multiply-adds of the whole model; None if those of a layer are unknown."""
-    counts = [row.multiply_adds for row in geometry]
-    return None if None in counts else sum(counts)
+    counts = [row.multiply_adds for row in geometry if row.multiply_adds is not None]
+    return sum(counts) if len(counts) == len(geometry) else None
 
 
 def as_rows(geometry: list[LayerGeometry]) -> list[dict[str, Any]]:
@@ -85,12 +95,9 @@ def _rows(model: keras.Model, fields: dict[int, Field], counted: set[int], withi
     calls = [call for output in model.outputs for call in _calls(output, seen=set())]
     for call in dict.fromkeys(calls):  # several outputs share calls
         layer, inputs, output = call.operation, call.input_tensors, call.outputs[0]
-        if isinstance(layer, keras.Model):
-            # Subclassed models have no inputs, and no graph to walk.
-            if [tensor.shape for tensor in getattr(layer, "inputs", [])] != [tensor.shape for tensor in inputs]:
-                raise PipelineError(
-                    f"nested model {within + layer.name!r} has no graph for {inputs[0].shape}: call its layers directly"
-                )
+        # Subclassed models have no inputs, and no graph to walk.
+        graph_inputs = getattr(layer, "inputs", None) if isinstance(layer, keras.Model) else None
+        if graph_inputs and [tensor.shape for tensor in graph_inputs] == [tensor.shape for tensor in inputs]:
             fields |= {id(inner): fields[id(outer)] for inner, outer in zip(layer.inputs, inputs, strict=True)}
             yield from _rows(layer, fields, counted, within=f"{within}{layer.name}/")
             fields |= {id(outer): fields[id(inner)] for inner, outer in zip(layer.outputs, call.outputs, strict=True)}
@@ -104,13 +111,19 @@ def _rows(model: keras.Model, fields: dict[int, Field], counted: set[int], withi
             layer=within + layer.name,
             type=type(layer).__name__,
             output_size=(1,) * (4 - len(output.shape)) + output.shape[1:],
-            receptive_field=field and max(span.left + span.right + 1 for span in field),
+            receptive_field=_side(field),
             parameters=layer.count_params() if first_call else 0,
-            multiply_adds=_multiply_adds(layer, inputs[0], output),
+            multiply_adds=_multiply_adds(layer, inputs, output),
         )
         unchanged = all(tensor.shape == output.shape for tensor in inputs) and all(before == field for before in seen)
-        if row.parameters or row.multiply_adds or not unchanged:
+        if row.parameters or row.multiply_adds != 0 or not unchanged:
             yield row
+
+
+def _side(field: Field) -> int | Literal["unknown"] | None:
+    if field is None or field == "unknown":
+        return field
+    return max(span.left + span.right + 1 for span in field)
 
 
 def _calls(tensor: keras.KerasTensor, seen: set) -> Iterator[Any]:
@@ -127,37 +140,46 @@ def _calls(tensor: keras.KerasTensor, seen: set) -> Iterator[Any]:
 
 def _field(layer: Any, inputs: list[keras.KerasTensor], seen: list[Field], output: keras.KerasTensor) -> Field:
     """What the output of a call sees, given what its inputs see."""
-    from keras.layers import GlobalAveragePooling2D, GlobalMaxPooling2D
+    from keras import layers
 
-    spatial = [field for field in seen if field is not None]
-    # Whatever has no height and width any more (Flatten, global pooling) saw all of it, and so has all that follows.
-    if (
-        len(spatial) < len(seen)
-        or len(output.shape) == 2
-        or isinstance(layer, GlobalAveragePooling2D | GlobalMaxPooling2D)
-    ):
+    if any(field is None for field in seen):
         return None
-    name = f"layer {layer.name!r} ({type(layer).__name__})"
+    if any(field == "unknown" for field in seen):
+        return "unknown"
+    # What has no height and width any more saw all of it.
+    is_flat = isinstance(layer, layers.Flatten | layers.Reshape) and len(output.shape) == 2
+    if is_flat or isinstance(layer, layers.GlobalAveragePooling2D | layers.GlobalMaxPooling2D):
+        return None
+    spatial = [field for field in seen if isinstance(field, tuple)]
     if windows := _windows(layer, inputs[0], output):
         height, width = (span.through(*window) for span, window in zip(spatial[0], windows, strict=True))
         return height, width
-    if hasattr(layer, "kernel_size") or any(
+    if not _is_positionwise(layer) or any(
         len(tensor.shape) != 4 or tensor.shape[1:3] not in ((1, 1), output.shape[1:3]) for tensor in inputs
     ):
-        raise PipelineError(
-            f"{name} has a receptive field that is not known: use Conv2D, DepthwiseConv2D, SeparableConv2D, pooling, "
-            "ZeroPadding2D or Cropping2D, or add its rule to pipeline/evaluation/geometry.py"
-        )
+        return "unknown"
     if any(tensor.shape[1:3] != output.shape[1:3] for tensor in inputs):
         return None  # 1x1, broadcast over the image: a gate, which is not where its pixels are
-    height, width = (_union(name, spans) for spans in zip(*spatial, strict=True))
+    if any(len({span.jump for span in spans}) > 1 for spans in zip(*spatial, strict=True)):
+        return "unknown"  # merged branches whose strides differ
+    height, width = (_union(spans) for spans in zip(*spatial, strict=True))
     return height, width
 
 
-def _union(name: str, spans: tuple[Span, ...]) -> Span:
-    jumps = {span.jump for span in spans}
-    if len(jumps) > 1:
-        raise PipelineError(f"{name} merges branches whose strides multiply to {sorted(jumps)}: make them equal")
+def _is_positionwise(layer: Any) -> bool:
+    import keras
+
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return _is_positionwise(layer.layer)
+    known = POSITIONWISE_LAYERS if isinstance(layer, keras.Layer) else POSITIONWISE_OPERATIONS
+    return _is_stock(layer) and bool(known.fullmatch(type(layer).__name__))
+
+
+def _is_stock(layer: Any) -> bool:
+    return type(layer).__module__.startswith("keras.")
+
+
+def _union(spans: tuple[Span, ...]) -> Span:
     return Span(spans[0].jump, max(span.left for span in spans), max(span.right for span in spans))
 
 
@@ -165,11 +187,15 @@ def _windows(layer: Any, tensor: keras.KerasTensor, output: keras.KerasTensor) -
     """Reach, stride and padding before the first position, for height and width; None for a layer without a window."""
     from keras import layers
 
+    if isinstance(layer, layers.SpectralNormalization):
+        layer = layer.layer
     match layer:
         case layers.ZeroPadding2D():
             return [(0, 1, before) for before, _ in layer.padding]
         case layers.Cropping2D():
             return [(0, 1, -before) for before, _ in layer.cropping]
+        case layers.Conv2DTranspose():
+            return None
         case layers.Conv2D() | layers.DepthwiseConv2D() | layers.SeparableConv2D():
             reaches = [(kernel - 1) * rate for kernel, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
         case layers.MaxPooling2D() | layers.AveragePooling2D():
@@ -186,11 +212,16 @@ def _windows(layer: Any, tensor: keras.KerasTensor, output: keras.KerasTensor) -
     return windows
 
 
-def _multiply_adds(layer: Any, tensor: keras.KerasTensor, output: keras.KerasTensor) -> int:
+def _multiply_adds(layer: Any, inputs: list[keras.KerasTensor], output: keras.KerasTensor) -> int | None:
+    """Of one call for one image; None if the layer has no rule."""
     from keras import layers
 
-    positions, channels, filters = prod(output.shape[1:-1]), tensor.shape[-1], output.shape[-1]
+    if isinstance(layer, layers.SpectralNormalization):
+        layer = layer.layer  # it scales the kernel, once for all images
+    positions, channels, filters = prod(output.shape[1:-1]), inputs[0].shape[-1], output.shape[-1]
     match layer:
+        case layers.Conv2DTranspose():
+            return prod(inputs[0].shape[1:-1]) * prod(layer.kernel_size) * channels * filters
         case layers.Conv2D():
             return positions * prod(layer.kernel_size) * channels // layer.groups * filters
         case layers.DepthwiseConv2D():
@@ -200,5 +231,5 @@ def _multiply_adds(layer: Any, tensor: keras.KerasTensor, output: keras.KerasTen
             return positions * (prod(layer.kernel_size) * depthwise + depthwise * filters)
         case layers.Dense():
             return positions * channels * filters
-        case _:
-            return 0
+    is_moving = _is_stock(layer) and MOVING.fullmatch(type(layer).__name__)
+    return 0 if is_moving or _is_positionwise(layer) else None
