@@ -7,7 +7,6 @@ import argparse
 import csv
 import io
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from pipeline.evaluation import predictions
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import record, references
 from pipeline.records.record import Record
-from pipeline.report import comparison_plots, markdown, terminal
+from pipeline.report import comparison_plots, markdown, recorded, terminal
 from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
 from pipeline.report.comparison_plots import History
-from pipeline.report.recorded import COMPARISON, REPORT, from_comparison
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 
@@ -33,8 +31,8 @@ def main() -> None:
         config = params.read()
         records = load(config)
         write_report(compare(config, records, read_predictions(records)), read_histories(records))
-    if COMPARISON.exists():
-        from_comparison(terminal.show)
+    if recorded.COMPARISON.exists():
+        recorded.from_comparison(terminal.show_comparison)
     else:
         print("nothing is recorded yet: `dvc repro` trains, evaluates and compares the runs of params.yaml")
 
@@ -103,7 +101,7 @@ def read_histories(records: dict[str, Record]) -> dict[str, History]:
 
 
 def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> None:
-    """Writes `report/`: every file is made before the first is replaced. Equal input gives equal bytes."""
+    """Writes `report/`. Equal input gives equal bytes."""
     files = {
         "curves.csv": _curves_csv(histories).encode(),
         "curves.png": comparison_plots.validation_curves(comparison, histories),
@@ -113,16 +111,7 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> N
         "comparison.json": _json(comparison),
         "metrics.json": _json({recipe: _few(row) for recipe, row in comparison["recipes"].items()}),
     }
-    REPORT.mkdir(exist_ok=True)
-    partials = {name: REPORT / f".{name}.partial" for name in files}
-    try:
-        for name, content in files.items():
-            partials[name].write_bytes(content)
-        for name, partial in partials.items():
-            os.replace(partial, REPORT / name)
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    recorded.write(files)
 
 
 def _json(content: Any) -> bytes:

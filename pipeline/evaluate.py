@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.config import params
 from pipeline.evaluation import metrics, predictions
 from pipeline.records import files, record
+from pipeline.report import terminal
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.tensorflow_import import import_tensorflow
@@ -84,7 +85,7 @@ def main() -> None:
     files.write_json(log.folder / "classes.json", by_class(confusion))
     files.write_json(log.folder / "speed.json", speed)
     files.write_json(log.folder / "evaluation.json", evaluation)  # last: it makes the evaluation complete
-    show(run, evaluation, speed, config.data.comparable)
+    terminal.show_evaluation(run, evaluation, speed, config.data.comparable)
     tracking.sync_run(record.load(run))
 
 
@@ -132,27 +133,6 @@ def by_class(confusion: np.ndarray) -> dict[str, Any]:
         "recall": dict(zip(CLASS_NAMES, metrics.recall(confusion).round(6).tolist(), strict=True)),
         "confusion": confusion.tolist(),
     }
-
-
-def show(run: str, evaluation: dict[str, Any], speed: dict[str, Any], comparable: bool) -> None:
-    """Prints the result in two lines, and a third if the run is not comparable."""
-    from rich.console import Console
-
-    percent = {key: f"{100 * value:.2f} %" for key, value in evaluation.items() if "accuracy" in key}
-    known = evaluation["multiply_adds"]
-    multiply_adds = "an unknown number of" if known is None else f"{known:,}"
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{run}: {percent['test_accuracy']}[/] of {evaluation['test_images']:,} test images are correct, "
-        f"{percent['test_accuracy_flip']} averaged with their flipped images; validation {percent['val_accuracy']}"
-    )
-    console.print(
-        f"test loss {evaluation['test_loss']:.4f} nats, calibration error {evaluation['calibration_error']:.4f}; "
-        f"{evaluation['parameters']:,} parameters, {multiply_adds} multiply-adds; "
-        f"{speed['latency_ms']} ms for one image, {speed['throughput']:,.0f} images/s ({speed['device']})"
-    )
-    if not comparable:
-        console.print(record.NOT_COMPARABLE)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def compared():
 
 
 def printed(capsys):
-    terminal.show(compared())
+    terminal.show_comparison(compared())
     return capsys.readouterr().out
 
 

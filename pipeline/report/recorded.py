@@ -1,5 +1,6 @@
-"""The recorded comparison, `report/comparison.json`, read again."""
+"""The report on disk: written whole, and `report/comparison.json` read again."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,20 @@ REPORT = Path("report")
 COMPARISON = REPORT / "comparison.json"
 
 T = TypeVar("T")
+
+
+def write(contents: dict[str, bytes]) -> None:
+    """Writes the report's files: every one is written before the first takes an earlier one's place."""
+    REPORT.mkdir(exist_ok=True)
+    partials = {name: REPORT / f".{name}.partial" for name in contents}
+    try:
+        for name, content in contents.items():
+            partials[name].write_bytes(content)
+        for name, partial in partials.items():
+            os.replace(partial, REPORT / name)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def from_comparison(use: Callable[[dict[str, Any]], T]) -> T:

@@ -1,14 +1,15 @@
-"""The comparison on the terminal."""
+"""An evaluation and the comparison on the terminal."""
 
 from typing import Any
 
+from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import findings, tables
 
 MIN_WIDTH = 60  # columns, in which every table fits with its numbers whole
 COLOURS = {"pass": "green", "fail": "red", "better": "green", "better weights": "green"}
 
 
-def show(comparison: dict[str, Any]) -> None:
+def show_comparison(comparison: dict[str, Any]) -> None:
     """Prints accuracies, costs, verdicts, budgets and champions."""
     from rich import box
     from rich.console import Console
@@ -31,3 +32,24 @@ def show(comparison: dict[str, Any]) -> None:
         blocks = [tables.title(title, comparison), "", *([table, ""] if rows[1:] else []), *notes]
         console.print(*blocks, *([""] if notes else []), sep="\n")
     console.print(tables.title("The model to take", comparison), "", *findings.budgets(comparison), sep="\n")
+
+
+def show_evaluation(run: str, evaluation: dict[str, Any], speed: dict[str, Any], comparable: bool) -> None:
+    """Prints an evaluation in two lines, and a third if the run is not comparable."""
+    from rich.console import Console
+
+    percent = {key: f"{100 * value:.2f} %" for key, value in evaluation.items() if "accuracy" in key}
+    known = evaluation["multiply_adds"]
+    multiply_adds = "an unknown number of" if known is None else f"{known:,}"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{run}: {percent['test_accuracy']}[/] of {evaluation['test_images']:,} test images are correct, "
+        f"{percent['test_accuracy_flip']} averaged with their flipped images; validation {percent['val_accuracy']}"
+    )
+    console.print(
+        f"test loss {evaluation['test_loss']:.4f} nats, calibration error {evaluation['calibration_error']:.4f}; "
+        f"{evaluation['parameters']:,} parameters, {multiply_adds} multiply-adds; "
+        f"{speed['latency_ms']} ms for one image, {speed['throughput']:,.0f} images/s ({speed['device']})"
+    )
+    if not comparable:
+        console.print(NOT_COMPARABLE)
