@@ -198,3 +198,28 @@ def test_mlflow_project_runs_in_a_copy_and_refuses_bad_values_in_one_line(clone,
     said = sh(f"! {line} -P epochs=abc", fresh, environment)
     assert "recipes.custom.epochs: received 'abc'; allowed: a whole number from 1 to 1000" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_project_of_a_git_address_logs_into_the_callers_store(clone, environment, tmp_path):
+    caller, address = tmp_path / "calle r", tmp_path / "my repo/project.git"
+    for folder in (caller, tmp_path / "fetched"):
+        folder.mkdir()
+    sh(f"git clone -q --bare '{clone}' '{address}'", tmp_path, environment)
+    relative = environment | {"MLFLOW_TRACKING_URI": "sqlite:///my%20runs.db", "TMPDIR": str(tmp_path / "fetched")}
+    sh(f"mlflow run {address.as_uri()} --env-manager local -e run -P epochs=1 -P seed=3", caller, relative)
+    code = """
+        import json, mlflow
+        client = mlflow.MlflowClient()
+        runs = {run.data.tags.get("mlflow.parentRunId", ""): run for run in client.search_runs(["0"])}
+        parent = runs.pop("")
+        child = runs.pop(parent.info.run_id)
+        print("STORE", child.info.run_name, parent.data.params, parent.info.run_name, runs)
+        print("FILES", [file.path for file in client.list_artifacts(child.info.run_id)])
+    """
+    said = sh(f"python -c '{textwrap.dedent(code)}'", caller, relative)
+    given = {"epochs": "1", "seed": "3"}
+    assert f"STORE custom-3 {given} run custom-3: epochs=1, seed=3 {{}}" in said
+    assert "history.csv" in said.partition("FILES")[2]
+    assert not list((tmp_path / "fetched").rglob("*.db"))
+    assert {path.name for path in caller.iterdir()} == {"my runs.db", "mlruns"}

@@ -559,7 +559,8 @@ def test_address_is_shown_without_its_secrets(text, shown):
 
 @pytest.mark.slow
 def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch):
-    model = tensorflow.keras.Sequential([tensorflow.keras.Input((32, 32, 3)), tensorflow.keras.layers.Flatten()])
+    layers = tensorflow.keras.layers
+    model = tensorflow.keras.Sequential([tensorflow.keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(10)])
     model.save(log.model_file)
     log.training.environment |= dict.fromkeys(("tensorflow", "keras", "mlflow"), "1")
 
@@ -573,6 +574,15 @@ def test_model_that_broke_off_is_logged_again_whole(log, tensorflow, monkeypatch
     assert model.name == "custom-0"
     assert model.params["epochs"] == "3"
     assert store.client().search_logged_models(["0"]) == []
+
+
+@pytest.mark.slow
+def test_damaged_model_is_named_and_not_called_the_stores_failure(log):
+    log.model_file.write_bytes(b"damaged")
+    with pytest.raises(
+        PipelineError, match=r"results/custom-0/model\.keras cannot be loaded .*dvc repro train@custom-0"
+    ):
+        tracking.sync_run(log)
 
 
 def test_runs_of_one_record_made_at_the_same_time_become_one(log, monkeypatch):

@@ -2,6 +2,7 @@
 
 import tempfile
 
+from pipeline.evaluation import inference
 from pipeline.records.record import Record
 from pipeline.system.tensorflow_import import import_tensorflow
 from pipeline.tracking import address, store
@@ -9,7 +10,11 @@ from pipeline.training import cifar10
 
 
 def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) -> None:
-    """Logs the trained model whole or not at all: the run gets it last, and what broke off earlier is deleted."""
+    """Logs the trained model whole or not at all: the run gets it last, and what broke off earlier is deleted.
+
+    Raises:
+        PipelineError: the model's file is damaged.
+    """
     import_tensorflow()
     import keras
     import mlflow.tensorflow
@@ -18,6 +23,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
     from mlflow.models import Model
     from mlflow.models.signature import infer_signature
 
+    trained = inference.load_model(record.model_file, record.run)
     client, environment = store.client(), record.training.environment
     for broken in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(broken.model_id)
@@ -27,7 +33,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
     keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar
     with tempfile.TemporaryDirectory() as folder:
         mlflow.tensorflow.save_model(
-            keras.saving.load_model(record.model_file, compile=False),
+            trained,
             f"{folder}/model",
             mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
             signature=infer_signature(example, np.zeros((1, cifar10.NUM_CLASSES), np.float32)),
