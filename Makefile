@@ -13,7 +13,7 @@ setup: .venv/installed
 ifneq ($(CHOSEN),$(PYTHON) $(LOCK) $(CURDIR))
 .PHONY: .venv/installed
 endif
-ifneq ($(FOLDER),$(CURDIR)) # moved or copied: the programs in .venv/bin name the old folder
+ifneq ($(or $(FOLDER),$(CURDIR)),$(CURDIR)) # moved or copied: the programs in .venv/bin name the old folder
 RENEW := rm -rf .venv
 endif
 # The interpreter is looked for outside .venv; another one than the environment's makes the environment anew.
