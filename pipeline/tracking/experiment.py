@@ -6,7 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.tracking import address, embedded, store
+from pipeline.tracking import address, embedded, runs, store
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -63,9 +63,9 @@ def pages(base: str) -> dict[str, tuple[str, str]]:
     addresses = {}
     for experiment in client.search_experiments():
         if client.search_runs([experiment.experiment_id], max_results=1):
-            runs = f"{base}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+            page = f"{base}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
             layout = f"&viewStateShareKey={VIEW}" if f"mlflow.sharedViewState.{VIEW}" in experiment.tags else ""
-            addresses[experiment.name] = (f"{runs}&compareRunsMode=CHART", f"{runs}&compareRunsMode=TABLE{layout}")
+            addresses[experiment.name] = (f"{page}&compareRunsMode=CHART", f"{page}&compareRunsMode=TABLE{layout}")
     return addresses
 
 
@@ -73,8 +73,8 @@ def _described(found: "Experiment") -> str:
     """The experiment's id, after it got what it lacks of our tags. Default is everybody's: it stays as it is."""
     identity, tags = found.experiment_id, found.tags
     missing = {key: value for key, value in TAGS.items() if key not in tags}
-    if "mlflow.note.content" not in tags:
-        missing["mlflow.note.content"] = DESCRIPTION.format(report=_report())
+    if runs.NOTE not in tags:
+        missing[runs.NOTE] = DESCRIPTION.format(report=_report())
     for key, value in missing.items() if identity != "0" else ():
         store.client().set_experiment_tag(identity, key, value)
     return identity

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.tracking import address, embedded, store
-from pipeline.tracking.tags import NOTE
+from pipeline.tracking.runs import NOTE
 
 BEGINNING = "`mlflow run`: "  # of our notes
 

@@ -32,7 +32,7 @@ def _sync(name: str) -> str:
         runs.RECORD_ID: name,
         "model": published["model"],
         "published": "true",
-        "mlflow.note.content": " ".join([published["source"], *published["notes"]]),
+        runs.NOTE: " ".join([published["source"], *published["notes"]]),
     }
     run = runs.find(experiment_id, name) or runs.make(experiment_id, started_ms, tags, name)
     run_id = run.info.run_id

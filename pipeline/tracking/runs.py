@@ -12,6 +12,7 @@ from pipeline.system.file_lock import is_locked
 from pipeline.tracking import store
 
 RECORD_ID = "record_id"  # the tag that a run is found by
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as the description
 END_REASON = "end_reason"  # the tag that says why a run was killed or failed
 GONE = "its process is gone, and did not say why"
 LOCATION = "location"  # the tag that says where a run is being trained
@@ -57,8 +58,8 @@ def end_dead(training: Record | None = None) -> None:
             continue
         if is_dead(where) or (training and where == location(training.run)):
             client.set_tag(run.info.run_id, END_REASON, GONE)
-            note = run.data.tags.get("mlflow.note.content", "")
-            client.set_tag(run.info.run_id, "mlflow.note.content", f"{note}\n\n{end_note('killed', GONE)}".strip())
+            note = run.data.tags.get(NOTE, "")
+            client.set_tag(run.info.run_id, NOTE, f"{note}\n\n{end_note('killed', GONE)}".strip())
             client.set_terminated(run.info.run_id, "KILLED")
 
 

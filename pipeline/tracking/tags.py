@@ -7,14 +7,13 @@ from pipeline.records.record import Record
 from pipeline.system.command import counted
 from pipeline.tracking import runs
 
-NOTE = "mlflow.note.content"
 REPLAYED = {"replayed": "true"}  # made from its record, after it was trained
 
 
 def of(record: Record, live: bool) -> dict[str, str]:
     """The tags of a run that is made now."""
     training, environment = record.training, record.training.environment
-    tags = {runs.RECORD_ID: record.id, "run": record.run, NOTE: note(record)}
+    tags = {runs.RECORD_ID: record.id, "run": record.run, runs.NOTE: note(record)}
     tags |= {key: str(getattr(training, key)) for key in ("recipe", "model", "seed")}
     tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
     tags |= {"mlflow.source.git.commit": str(environment["commit"]), "mlflow.source.name": f"train@{record.run}"}
@@ -32,8 +31,8 @@ def of(record: Record, live: bool) -> dict[str, str]:
 def at_end(record: Record, present: dict[str, str]) -> dict[str, str]:
     """The tags that a run gets when it has ended, besides those present; a note that somebody changed stays."""
     tags = {runs.END_REASON: record.training.end_reason} if record.training.end_reason else {}
-    if present.get(NOTE, "").startswith(_beginning(record)):
-        tags[NOTE] = note(record)
+    if present.get(runs.NOTE, "").startswith(_beginning(record)):
+        tags[runs.NOTE] = note(record)
     return tags
 
 
