@@ -62,6 +62,13 @@ def tiny_tree() -> dict:
     return tree
 
 
+def keep_runs(tree: dict, *names: str) -> dict:
+    """The tree with these runs alone in its lists of runs."""
+    for section in (tree, tree["export"]):
+        section["runs"] = {name: section["runs"][name] for name in names}
+    return tree
+
+
 def write_project(folder: Path, cifar10: Path, tree: dict) -> Path:
     """A working folder with params and data, and nothing recorded."""
     (folder / "data").mkdir()
@@ -128,7 +135,7 @@ def small_clone(folder: Path, environment: dict, **recipe: int) -> Path:
     tree["recipes"]["custom"] |= BY_SGD
     tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": 2, "batch_size": 100} | recipe
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    keep_runs(tree, "custom-0")["export"]["calibration_images"] = 20
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     sh("git init -q && git config user.name t && git config user.email t@example.org", folder, environment)
     sh("git add -A && git commit -qm files", folder, environment)

@@ -25,9 +25,9 @@ HISTORY = [
 
 def list_runs(*runs):
     listed = {run: {"recipe": run[:-2], "model": run[:-2], "seed": int(run[-1])} for run in runs}
-    Path("params.yaml").write_text(
-        yaml.safe_dump(params.parse(ROOT / "params.yaml") | {"runs": listed}, sort_keys=False)
-    )
+    tree = params.parse(ROOT / "params.yaml") | {"runs": listed}
+    tree["export"]["runs"] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 @cache

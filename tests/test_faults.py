@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, sh, small_clone, tiny_tree, write_project
+from conftest import ROOT, keep_runs, sh, small_clone, tiny_tree, write_project
 
 from pipeline import tracking
 from pipeline.records import checkpoint, record
@@ -34,7 +34,7 @@ def longer_tree() -> dict:
     """A tiny training run of several epochs, with everything that is random in it."""
     tree = tiny_tree()
     tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "crop_pixels": 4, "ema_decay": 0.9}
-    return tree | {"runs": {"custom-0": tree["runs"]["custom-0"]}}
+    return keep_runs(tree, "custom-0")
 
 
 @pytest.fixture

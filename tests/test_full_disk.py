@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, tiny_tree, write_project
+from conftest import ROOT, keep_runs, tiny_tree, write_project
 from factories import list_runs, report_files, write_run
 
 from pipeline import compare, fetch, sources, sync, train, workspace
@@ -154,7 +154,7 @@ def trained_tree() -> dict:
     """A tiny training run of some epochs."""
     tree = tiny_tree()
     tree["recipes"]["custom"] |= {"epochs": EPOCHS, "flip": "random", "ema_decay": 0.9}
-    return tree | {"runs": {"custom-0": tree["runs"]["custom-0"]}}
+    return keep_runs(tree, "custom-0")
 
 
 @pytest.fixture

@@ -10,7 +10,11 @@ from pipeline.system.command import PipelineError
 
 
 def test_overlay_replaces_values_and_the_list_of_runs(tree):
-    overlay = {"recipes": {"custom": {"epochs": 3}}, "runs": {"custom-0": tree["runs"]["custom-0"]}}
+    overlay = {
+        "recipes": {"custom": {"epochs": 3}},
+        "runs": {"custom-0": tree["runs"]["custom-0"]},
+        "export": {"runs": {"custom-0": {"max_bytes": 1}}},
+    }
     overrides.replace(tree, overlay, "overlay")
     config = params.check(tree)
     assert config.recipes["custom"].epochs == 3

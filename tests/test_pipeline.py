@@ -131,11 +131,13 @@ def test_new_model_is_one_file_a_recipe_and_a_run(clone, environment, tmp_path):
     tree = params.parse(fresh / "params.yaml")
     tree["recipes"]["tiny"] = tree["recipes"]["custom"] | {"model": "tiny"}
     tree["runs"]["tiny-0"] = {"recipe": "tiny", "model": "tiny", "seed": 0}
+    tree["export"]["runs"]["tiny-0"] = {"max_bytes": 10_000}
     (fresh / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     said = sh("dvc repro", fresh, environment)
     assert "Running stage 'train@tiny-0'" in said
     assert "Running stage 'train@custom-0'" not in said
     assert "tiny" in (fresh / "report/README.md").read_text()
+    assert (fresh / "results/tiny-0/export/model.int8.tflite").stat().st_size <= 10_000
     assert "tiny-0" in store(fresh, environment)
 
 

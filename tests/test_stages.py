@@ -78,7 +78,7 @@ def test_checkpoint_is_of_the_code_that_a_training_depends_on():
     )
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "compare"])
+@pytest.mark.parametrize("stage", ["evaluate", "export", "compare"])
 def test_stage_depends_on_what_changes_its_results(stage):
     path = f"pipeline/{stage}.py"
     packages = {file for file in listed_files(stage) if file.endswith("__init__.py")}  # of listed folders, docstrings
@@ -87,7 +87,7 @@ def test_stage_depends_on_what_changes_its_results(stage):
 
 
 def test_only_cheap_stages_read_what_never_repeats():
-    for stage in ("train", "evaluate"):
+    for stage in ("train", "evaluate", "export"):
         assert not any("training.json" in dep or "speed.json" in dep for dep in STAGES[stage]["do"]["deps"])
 
 
@@ -97,7 +97,7 @@ def code() -> dict[str, list[ast.AST]]:
     return {str(file.relative_to(ROOT)): list(ast.walk(ast.parse(file.read_text()))) for file in files}
 
 
-def test_only_evaluate_reads_the_test_split():
+def test_only_evaluate_and_export_read_the_test_split():
     def names_it(node: ast.AST) -> bool:
         names = [getattr(node, field, None) for field in ("attr", "id", "name", "value")]
         return bool({"read_test", "test_batch.bin", "TEST_FILES"} & {name for name in names if isinstance(name, str)})
@@ -105,7 +105,22 @@ def test_only_evaluate_reads_the_test_split():
     readers = {file for file, nodes in code().items() if any(map(names_it, nodes))}
     # cifar10.py names the file and dataset.py reads it; sources.py fetches it, by its MD5.
     declare = {"pipeline/training/cifar10.py", "pipeline/training/dataset.py", "pipeline/sources.py"}
-    assert readers - declare == {"pipeline/evaluate.py"}
+    assert readers - declare == {"pipeline/evaluate.py", "pipeline/export.py"}
+
+
+def test_export_reads_the_test_split_after_all_choices():
+    module = ast.parse((ROOT / "pipeline/export.py").read_text())
+    exports = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith("export_")]
+    for function in exports:
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        names = {call.lineno: name for call in calls if (name := ast.unparse(call.func))}
+        (read,) = (line for line, name in names.items() if name == "read_test")
+        choices = [
+            line for line, name in names.items() if name.endswith((".float32", ".int8", "violations", ".convert"))
+        ]
+        assert choices
+        assert max(choices) < read
+    assert len(exports) == 2
 
 
 def test_only_tracking_imports_mlflow():

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, keep_runs
 from mlflow.exceptions import MlflowException
 
 from pipeline import sync, tracking, train, ui, workspace
@@ -145,7 +145,7 @@ def test_dataset_that_another_run_made_at_the_same_time_is_shared(log, monkeypat
 
 def list_custom_alone(project) -> None:
     tree = yaml.safe_load((project / "params.yaml").read_text())
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    keep_runs(tree, "custom-0")
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
 
 

@@ -122,6 +122,7 @@ def test_mlflow_logs_no_parameter_that_was_not_given(monkeypatch):
 def test_recipe_and_seed_select_runs(run, recipe, seed, selected, listed, tree):
     tree["recipes"] = {name: tree["recipes"]["custom"] for name in "abc"}
     tree["runs"] = {f"{r}-{s}": {"recipe": r, "model": "custom", "seed": s} for r, s in (("a", 0), ("a", 1), ("b", 0))}
+    tree["export"]["runs"] = {"a-0": {"max_bytes": 1}}
     assert overrides.select_runs(tree, run, recipe, seed) == selected
     assert list(tree["runs"]) == listed
     checked = params.check(tree)

@@ -57,8 +57,10 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
     }
     if run:
         tree["runs"] |= chosen
+        tree["export"]["runs"] = {}  # one run alone is trained and evaluated
         return next(iter(chosen))
     tree["runs"] = chosen
+    tree["export"]["runs"] = {name: limits for name, limits in tree["export"]["runs"].items() if name in chosen}
     return ""
 
 

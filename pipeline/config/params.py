@@ -108,6 +108,20 @@ class Evaluate(Section):
     most_confident_errors: int = _whole(1, 100)
 
 
+class ExportedRun(Section):
+    """A run whose files are recorded, and what limits them."""
+
+    max_bytes: int = _whole(1, 10**12)
+
+
+class Export(Section):
+    """What export converts, and how much the int8 file may lose."""
+
+    calibration_images: int = _whole(1, TRAIN_IMAGES)
+    max_int8_loss: float = _number(0, 1)
+    runs: dict[Name, ExportedRun]
+
+
 class Budget(Section):
     """Limits to keep to and an accuracy to beat."""
 
@@ -138,6 +152,7 @@ class Params(Section):
     recipes: dict[Name, Recipe]
     runs: dict[Name, Run] = Field(min_length=1, description="a mapping with at least one run")
     evaluate: Evaluate
+    export: Export
     compare: Compare
 
     def recipe_of(self, run: str) -> Recipe:
@@ -247,6 +262,13 @@ def _contradiction(params: Params) -> str | None:
                 f"runs.{name}.model: received {run.model!r}; "
                 f"allowed: {params.recipes[run.recipe].model!r}, the model of recipes.{run.recipe}"
             )
+    for name in params.export.runs:
+        if name not in params.runs:
+            return f"export.runs.{name}: received a run that is not in runs; allowed: {', '.join(params.runs)}"
+        same = [other for other, run in params.runs.items() if run.recipe == params.runs[name].recipe]
+        lowest = min(same, key=lambda other: params.runs[other].seed)
+        if name != lowest:
+            return f"export.runs.{name}: received another run than the recipe's lowest seed; allowed: {lowest}"
     return None
 
 

@@ -90,4 +90,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def sha256(path: Path) -> str:
     """A file's SHA-256, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_of(path.read_bytes())
+
+
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    return hashlib.sha256(content).hexdigest()

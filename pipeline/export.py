@@ -1,0 +1,173 @@
+"""Converts one run to LiteRT and evaluates the files: `python -m pipeline.export RUN`.
+
+Choices and gates are of the validation split. The test split is read last, by the files as evaluate reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.config import params
+from pipeline.conversion import exported, micro
+from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
+from pipeline.conversion.interpreter import LiteRTModel
+from pipeline.records import files, record
+from pipeline.records.record import Record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
+from pipeline.system.tensorflow_import import import_tensorflow
+from pipeline.training import dataset
+
+if TYPE_CHECKING:
+    import keras
+
+ONNX_FOLDER = Path("exports")  # not a result: two conversions differ in names that are made up
+
+
+def main() -> None:
+    """Exports the run named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.export", description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="a run of params.yaml")
+    parser.add_argument(
+        "--format",
+        choices=("litert", "onnx"),
+        default="litert",
+        help=f"litert, the default: results/RUN/export/; onnx: {ONNX_FOLDER}/RUN.onnx",
+    )
+    arguments = parser.parse_args()
+    config = params.read()
+    log = record.load(config.check_run(arguments.run))
+    if (status := log.training.status) != "finished":
+        raise PipelineError(
+            f"the training run {log.run} is {status}, not finished: train it with `dvc repro train@{log.run}`"
+        )
+    import_tensorflow()
+    import tensorflow as tf
+
+    from pipeline.evaluation import inference
+
+    tf.config.set_visible_devices([], "GPU")  # what the files are compared with runs on the CPU, as they do
+    export = export_onnx if arguments.format == "onnx" else export_litert
+    export(log, inference.load_model(log.model_file, log.run), config)
+
+
+def export_litert(log: Record, model: keras.Model, config: params.Params) -> None:
+    """Writes the float32 and, where every layer allows it, the int8 file, and `export.json` with what they are worth.
+
+    Raises:
+        PipelineError: a layer cannot be converted; the message names it.
+    """
+    from pipeline.conversion import litert
+    from pipeline.system import device
+
+    train, val = read_train_val(config.data)
+    drawn = np.random.default_rng(config.data.split_seed).permutation(len(train.images))
+    calibration = train.images[np.sort(drawn[: config.export.calibration_images])]
+    without_int8 = ""
+    try:
+        contents = {"float32": litert.float32(model)}
+    except litert.ConversionError as error:
+        raise PipelineError(f"{log.run} cannot be exported: {error}") from None
+    try:
+        contents["int8"] = litert.int8(model, calibration)
+    except litert.ConversionError as error:
+        without_int8 = str(error)
+    models: dict[str, Runtime] = {kind: LiteRTModel(content, exported.THREADS) for kind, content in contents.items()}
+    results = evaluate_files(model, models, val, "val")
+    for kind, content in contents.items():
+        results[kind] |= {"bytes": len(content), "sha256": files.sha256_of(content)}
+    gates = violations(config.export, log.run, results)
+    for kind, measured in evaluate_files(model, models, read_test(config.data), "test").items():
+        results[kind] |= measured
+    if "int8" in contents:
+        results["int8"]["arena_bytes"] = micro.arena_bytes(contents["int8"])
+    export = {
+        "model_sha256": files.sha256(log.model_file),
+        "int8": None,
+        **results,
+        "without_int8": without_int8,
+        "calibration_images": len(calibration),
+        "violations": gates,
+    }
+    latency = {kind: latency_ms(runs) for kind, runs in models.items()}
+    speed = {
+        "latency_ms": latency,
+        "threads": exported.THREADS,
+        "processor": device.processor(),
+        "exported_ms": record.now_ms(),
+    }
+    folder = exported.folder(log.run)
+    shutil.rmtree(folder, ignore_errors=True)  # an int8 file of an earlier model, say
+    folder.mkdir(parents=True)
+    for kind, content in contents.items():
+        files.write(folder / exported.FILES[kind], content)
+    files.write_json(folder / "speed.json", speed)
+    files.write_json(folder / "export.json", export)  # last: it makes the export complete
+    show(log.run, results, latency)
+    for line in ([f"without int8: {without_int8}"] if without_int8 else []) + gates:
+        print(line)
+
+
+def export_onnx(log: Record, model: keras.Model, config: params.Params) -> None:
+    """Writes an ONNX file and shows what it is worth. Raises PipelineError as `export_litert`."""
+    from pipeline.conversion import onnx_file
+
+    path = ONNX_FOLDER / f"{log.run}.onnx"
+    try:
+        content = onnx_file.convert(model)
+        models: dict[str, Runtime] = {"onnx": onnx_file.OnnxModel(content, exported.THREADS)}
+    except ValueError as error:
+        raise PipelineError(f"{log.run} cannot be exported: {error}") from None
+    _, val = read_train_val(config.data)
+    results = evaluate_files(model, models, val, "val")
+    for kind, measured in evaluate_files(model, models, read_test(config.data), "test").items():
+        results[kind] |= measured
+    results["onnx"]["bytes"] = len(content)
+    path.parent.mkdir(exist_ok=True)
+    files.write(path, content)
+    show(log.run, results, {"onnx": latency_ms(models["onnx"])})
+    print(path)
+
+
+def read_train_val(data: params.Data) -> tuple[dataset.Split, dataset.Split]:
+    """Training and validation split. Raises PipelineError if a file is missing or damaged."""
+    return _read(dataset.read_train_val, data.train_images, data.val_images, data.split_seed)
+
+
+def read_test(data: params.Data) -> dataset.Split:
+    """The test split. Raises as `read_train_val`."""
+    return _read(dataset.read_test, data.test_images, data.split_seed)
+
+
+def _read(reader: Callable, *arguments: int) -> Any:
+    try:
+        record.check_data()
+        return reader(record.DATA, *arguments)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
+
+
+def show(run: str, results: dict[str, dict[str, Any]], latency_ms: dict[str, float]) -> None:
+    """Prints a row for the model and for each of its files."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name in (run, "val. %", "test %", "same class %", "bytes", "ms"):
+        table.add_column(name, justify="left" if name == run else "right", no_wrap=True)
+    for kind, row in results.items():
+        percent = [row.get(key) for key in ("val_accuracy", "test_accuracy", "test_agreement")]
+        cells = ["" if value is None else f"{100 * value:.2f}" for value in percent]
+        table.add_row(kind, *cells, f"{row['bytes']:,}" if "bytes" in row else "", str(latency_ms.get(kind, "")))
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    command.run(main)
