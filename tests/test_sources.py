@@ -454,7 +454,9 @@ def npm(tmp_path, monkeypatch, files):
     monkeypatch.setattr(sources, "NPM_TGZ_SHA512", hashlib.sha512(tgz.read_bytes()).hexdigest())
 
     def install(program):
-        command = write(tmp_path / "bin", {"npm": f"#!{sys.executable}\n{program}".encode()}) / "npm"
+        # A `#!` line holds no path with a space, and Python's may have one.
+        shell = f"#!/bin/sh\nexec '{sys.executable}' '{tmp_path}/bin/npm.py' \"$@\"\n"
+        command = write(tmp_path / "bin", {"npm": shell.encode(), "npm.py": program.encode()}) / "npm"
         command.chmod(0o755)
         monkeypatch.setenv("PATH", str(command.parent))
 
