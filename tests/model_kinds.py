@@ -5,7 +5,6 @@ import numpy as np
 from keras import layers, ops
 
 from pipeline.models import pixels
-from pipeline.training.reproducible import dtype_policy
 
 
 def classify(inputs, x) -> keras.Model:
@@ -148,11 +147,14 @@ def custom():
 def mobilenet():
     """In float64: untrained, its gradients are in the hundreds, so that five steps in float32 are chaotic."""
     inputs = keras.Input((32, 32, 3), dtype="uint8")
-    with dtype_policy("float64"):
+    keras.config.set_dtype_policy("float64")
+    try:
         x = layers.Rescaling(1 / 127.5, -1)(inputs)
         net = keras.applications.MobileNet(
             (32, 32, 3), alpha=0.25, dropout=0, weights=None, classes=10, classifier_activation=None
         )
+    finally:
+        keras.config.set_dtype_policy("float32")
     return keras.Model(inputs, layers.Softmax(dtype="float32")(net(x)))
 
 

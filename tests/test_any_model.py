@@ -100,6 +100,17 @@ def test_random_numbers_differ_by_seed_and_are_none_in_validation(recipe, splits
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["softmax_by_an_operation", "averaged_twins", "attention", "norms", "custom", "custom_noise", "random_layers"],
+)
+def test_mixed_precision_trains_what_float32_trains(recipe, splits, name):
+    losses = [trained(name, recipe, splits, policy=policy)[1][0][0].loss for policy in ("float32", "mixed_bfloat16")]
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.slow
 def test_models_are_loaded_in_a_fresh_process_as_they_were_saved(tmp_path, splits):
     images = splits[1].images
     for name in KINDS:

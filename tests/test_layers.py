@@ -1,5 +1,7 @@
 """The faster layers compute what the stock layers compute."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.training import layers
-from pipeline.training.reproducible import step_seed
+from pipeline.training.reproducible import layer_seed, step_seed
 
 
 @pytest.fixture
@@ -76,6 +78,31 @@ def test_dropout_masks_differ_by_step_layer_and_seed_and_can_be_had_again():
     assert np.array_equal(first, mask(0, 0, 1))
     for other in (mask(0, 0, 2), mask(0, 1, 1), mask(1, 0, 1)):
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.05  # 5 standard deviations
+
+
+def test_shared_dropout_draws_another_mask_each_time_it_is_called_in_a_step():
+    layer, values = layers.Dropout(0.5), np.ones((100, 100), np.float32)
+    with step_seed(tf.constant([0, 4096], tf.int64)):
+        masks = [np.asarray(layer(values, training=True)).ravel() > 0 for _ in range(2)]
+    assert abs(np.corrcoef(*masks)[0, 1]) < 0.05
+
+
+def test_replicas_draw_from_their_own_seed():
+    """Each is traced in a thread of its own, and they take turns within a step."""
+    entered, done = threading.Event(), threading.Event()
+
+    def other_replica():
+        with step_seed(tf.constant([7, 8192], tf.int64)):
+            entered.set()
+            done.wait(10)
+
+    with step_seed(tf.constant([7, 4096], tf.int64)):
+        thread = threading.Thread(target=other_replica)
+        thread.start()
+        entered.wait(10)
+        assert layer_seed(1).numpy().tolist() == [8, 4097]
+        done.set()
+        thread.join()
 
 
 def test_dropout_is_independent_of_its_neighbours():

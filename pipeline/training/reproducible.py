@@ -92,14 +92,3 @@ def _global_attribute(name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         global_state.set_global_attribute(name, before)
-
-
-@contextmanager
-def dtype_policy(policy: str) -> Iterator[None]:
-    """Within, layers that are given no dtype get `policy`."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

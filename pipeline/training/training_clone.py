@@ -11,9 +11,10 @@ import keras
 
 from pipeline.training.initial_weights import initial_weights
 from pipeline.training.layers import BatchNormalization, Dropout
-from pipeline.training.reproducible import dtype_policy, follow_step_seed
+from pipeline.training.reproducible import follow_step_seed
 
 FASTER: dict[type, Any] = {keras.layers.Dropout: Dropout, keras.layers.BatchNormalization: BatchNormalization}
+ACTIVATION = keras.layers.Softmax | keras.layers.Activation
 # Pixels and averaged classes stay float32: few values, and bfloat16 has 8 significant bits.
 IN_FLOAT32 = keras.layers.Normalization | keras.layers.Rescaling | keras.layers.GlobalAveragePooling2D
 
@@ -30,7 +31,7 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
     Args:
         model: functional or Sequential. Layers in it that are neither, nor of `FASTER`, are copied by their config.
         seed: of the initial weights.
-        policy: Keras dtype policy of the layers that the user gave no other dtype.
+        policy: of Keras's own layers that were given no dtype. Other layers stay float32: few expect anything else.
     """
     softmax = softmax_layer(model)
     last = _last_layers(model)
@@ -39,16 +40,15 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
         if not isinstance(layer, keras.Layer):
             return layer  # an operation, which has no state
         kind, config = _fast_kind(layer), layer.get_config()
-        in_float32 = isinstance(layer, IN_FLOAT32) or any(layer is one for one in last)
-        _set_policy(config, "float32" if in_float32 else policy)
+        if _is_stock(layer) and not isinstance(layer, IN_FLOAT32) and not any(layer is one for one in last):
+            _set_policy(config, policy)
         if layer is softmax:
             if isinstance(layer, keras.layers.Softmax):
                 kind, config = keras.layers.Activation, {"name": layer.name, "dtype": "float32"}
             config["activation"] = "linear"
         return kind.from_config(config)
 
-    with dtype_policy(policy):
-        train_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    train_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
     for weight, copied in zip(model.weights, train_model.weights, strict=True):
         copied.trainable = weight.trainable
     copy_weights(initial_weights(model, seed), train_model)
@@ -68,20 +68,25 @@ def softmax_layer(model: keras.Model) -> keras.Layer | None:
         if isinstance(layer, keras.layers.Softmax)
         else getattr(layer, "activation", None) is keras.activations.softmax
     )
-    is_stock = isinstance(layer, keras.Layer) and type(layer).__module__.startswith("keras.")
-    return layer if is_stock and is_softmax and _number_of_calls(layer, graph) == 1 else None
+    return layer if _is_stock(layer) and is_softmax and _number_of_calls(layer, graph) == 1 else None
 
 
 def _last_layers(model: keras.Model) -> list:
-    """The layer of the output, in a nested model too; if it only applies an activation, the one before it as well."""
-    history = model.outputs[0]._keras_history
-    while is_graph(history.operation):
-        history = history.operation.outputs[0]._keras_history
-    last = [history.operation]
-    if isinstance(history.operation, keras.layers.Softmax | keras.layers.Activation):
-        call = history.operation._inbound_nodes[history.node_index]
-        last.append(call.input_tensors[0]._keras_history.operation)
+    """The layer of the output, in a nested model too; the one before it as well if that is an operation or activation."""
+    last: list = []
+    tensor = model.outputs[0]
+    while not last or not isinstance(last[-1], keras.Layer) or isinstance(last[-1], ACTIVATION):
+        operation, call, _ = tensor._keras_history
+        if is_graph(operation):
+            tensor = operation.outputs[0]
+        else:
+            last.append(operation)
+            tensor = next(iter(operation._inbound_nodes[call].input_tensors), None)  # None: of an InputLayer
     return last
+
+
+def _is_stock(layer: Any) -> bool:
+    return isinstance(layer, keras.Layer) and type(layer).__module__.startswith("keras.")
 
 
 def _number_of_calls(layer: keras.Layer, graph: keras.Model) -> int:
@@ -107,11 +112,11 @@ def _fast_kind(layer: keras.Layer) -> Any:
 
 
 def _set_policy(config: Any, policy: str) -> None:
-    """Sets the dtype policy of a layer's config, and of the layers that it wraps, where it is the default."""
+    """Sets the dtype policy of a layer's config, and of Keras's layers that it wraps, where it is the default."""
     if isinstance(config, list | tuple):
         for inner in config:
             _set_policy(inner, policy)
-    elif isinstance(config, dict):
+    elif isinstance(config, dict) and (config.get("module") or "keras").startswith("keras"):
         dtype = config.get("dtype")
         if isinstance(dtype, dict) and dtype.get("config", {}).get("name") == "float32":
             config["dtype"] = policy
