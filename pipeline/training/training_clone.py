@@ -72,7 +72,7 @@ def softmax_layer(model: keras.Model) -> keras.Layer | None:
 
 
 def _last_layers(model: keras.Model) -> list:
-    """The layer of the output, in a nested model too; the one before it as well if that is an operation or activation."""
+    """The layer of the output, in a nested model too; with the one before it if that is an operation or activation."""
     last: list = []
     tensor = model.outputs[0]
     while not last or not isinstance(last[-1], keras.Layer) or isinstance(last[-1], ACTIVATION):
