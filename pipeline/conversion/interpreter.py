@@ -3,9 +3,7 @@
 import numpy as np
 
 from pipeline.system import stderr
-
-IMAGE_SHAPE = (32, 32, 3)
-NUM_CLASSES = 10
+from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
 
 
 class LiteRTModel:

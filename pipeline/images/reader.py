@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-SIDE = 32  # pixels
+from pipeline.training.cifar10 import SIDE
+
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 64_000_000  # 0.5 GB while transparent parts are laid on white
 WHITE = (255, 255, 255)
