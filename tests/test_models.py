@@ -196,10 +196,24 @@ def build():
     return keras.Model(inputs, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(Twice()(x))))"""
 
 
-def test_custom_objects_are_those_of_the_file(write_model):
+def test_layers_of_a_saved_model_are_registered_by_its_file(write_model, tmp_path):
     name = write_model(CUSTOM)
-    assert [*models.custom_objects(name)] == ["written>Twice"]
-    models.register("of-a-file-that-is-gone")
+    models.build(name).save(tmp_path / "model.keras")
+    sys.modules.pop(f"pipeline.models.{name}")
+    keras.saving.get_custom_objects().clear()
+    with pytest.raises(TypeError, match="Could not locate class 'Twice'"):
+        keras.saving.load_model(tmp_path / "model.keras")
+    models.register_layers(tmp_path / "model.keras")
+    keras.saving.load_model(tmp_path / "model.keras")
+
+
+def test_file_of_a_saved_model_that_is_gone_is_named(write_model, tmp_path):
+    name = write_model(CUSTOM)
+    models.build(name).save(tmp_path / "model.keras")
+    sys.modules.pop(f"pipeline.models.{name}")
+    (tmp_path / f"{name}.py").unlink()
+    with pytest.raises(PipelineError, match=r"^pipeline/models/written.py: ModuleNotFoundError"):
+        models.register_layers(tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("softmax", ["Softmax()", "Activation('softmax')"])

@@ -14,9 +14,10 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Imported by a model's file, yet without influence on weights: how errors are shown.
 WITHOUT_INFLUENCE = {"pipeline/__init__.py", "pipeline/system/__init__.py", "pipeline/system/command.py"}
 # Imported by evaluate and compare, yet without influence on what they write: which values are refused, how a command
-# starts, how files are read and written, what is logged and what the terminal shows.
+# starts, how files are read and written, what is logged and what the terminal shows; and where custom layers are found.
 WITHOUT_RESULTS = (
     "pipeline/config/",
+    "pipeline/models/",
     "pipeline/records/",
     "pipeline/system/",
     "pipeline/tracking/",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import models
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
@@ -30,6 +31,7 @@ def load_model(path: Path, run: str) -> keras.Model:
     import keras
 
     try:
+        models.register_layers(path)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # of zipfile, json, h5py or Keras, whichever meets the damage first
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if path.exists() else "it is not there"

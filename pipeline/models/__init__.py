@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pkgutil
-import sys
+import re
 import traceback
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pipeline.system.command import PipelineError
 from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
@@ -42,8 +44,7 @@ def build(name: str, seed: int = 0) -> keras.Model:
         raise PipelineError(
             f"model {name!r} does not exist: choose one of {', '.join(names())}, or write pipeline/models/<name>.py"
         )
-    register(name)
-    module = sys.modules[f"{__name__}.{name}"]
+    module = _import(name)
     if not hasattr(module, "build"):
         raise PipelineError(f"pipeline/models/{name}.py has no function build(): add one that returns a keras.Model")
     from pipeline.training.reproducible import build_seed
@@ -55,25 +56,22 @@ def build(name: str, seed: int = 0) -> keras.Model:
     return model
 
 
-def register(name: str) -> None:
-    """Imports a model's file, if it is still there, so that Keras can load models saved with its custom layers.
+def register_layers(path: Path) -> None:
+    """Imports the model files that define custom layers of a saved model, so that Keras can load it.
 
     Raises:
-        PipelineError: the file fails.
+        PipelineError: such a file fails, or is gone.
+        OSError, ValueError, KeyError, zipfile.BadZipFile: `path` is no saved model.
     """
-    if name in names():
-        with _one_line_errors(name):
-            importlib.import_module(f"{__name__}.{name}")
+    with zipfile.ZipFile(path) as saved:
+        config = saved.read("config.json")
+    for name in sorted({found.decode() for found in re.findall(rb'"module": "pipeline\.models\.(\w+)"', config)}):
+        _import(name)
 
 
-def custom_objects(name: str) -> dict[str, Any]:
-    """Layers and functions that a model's file registers with Keras, by the name they are saved under."""
-    import keras
-
-    register(name)
-    prefix = f"{__name__}."
-    registered = keras.saving.get_custom_objects()
-    return {key: value for key, value in registered.items() if getattr(value, "__module__", "").startswith(prefix)}
+def _import(name: str) -> ModuleType:
+    with _one_line_errors(name):
+        return importlib.import_module(f"{__name__}.{name}")
 
 
 @contextlib.contextmanager

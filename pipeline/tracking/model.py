@@ -2,6 +2,7 @@
 
 import tempfile
 
+from pipeline import models
 from pipeline.evaluation import inference
 from pipeline.records.record import Record
 from pipeline.system.tensorflow_import import import_tensorflow
@@ -16,6 +17,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
         PipelineError: the model's file is damaged.
     """
     import_tensorflow()
+    import cloudpickle  # MLflow's
     import keras
     import mlflow.tensorflow
     import numpy as np
@@ -31,6 +33,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
     example = np.zeros((1, *cifar10.IMAGE_SHAPE), np.uint8)
     mlflow.set_tracking_uri(address.store_uri())
     keras.utils.disable_interactive_logging()  # MLflow tries the example out, with a progress bar
+    cloudpickle.register_pickle_by_value(models)  # custom layers go with the model: no repository to import them from
     with tempfile.TemporaryDirectory() as folder:
         mlflow.tensorflow.save_model(
             trained,
