@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import models
 from pipeline.config import params
 from pipeline.conversion import exported, micro
 from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
@@ -53,6 +54,7 @@ def main() -> None:
     from pipeline.evaluation import inference
 
     tf.config.set_visible_devices([], "GPU")  # what the files are compared with runs on the CPU, as they do
+    models.register(log.training.model)  # the layers of its own that its file may hold
     export = export_onnx if arguments.format == "onnx" else export_litert
     export(log, inference.load_model(log.model_file, log.run), config)
 
@@ -78,24 +80,24 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
         contents["int8"] = litert.int8(model, calibration)
     except litert.ConversionError as error:
         without_int8 = str(error)
-    models: dict[str, Runtime] = {kind: LiteRTModel(content, exported.THREADS) for kind, content in contents.items()}
-    results = evaluate_files(model, models, val, "val")
+    runtimes: dict[str, Runtime] = {kind: LiteRTModel(content, exported.THREADS) for kind, content in contents.items()}
+    results = evaluate_files(model, runtimes, val, "val")
     for kind, content in contents.items():
         results[kind] |= {"bytes": len(content), "sha256": files.sha256_of(content)}
     gates = violations(config.export, log.run, results)
-    for kind, measured in evaluate_files(model, models, read_test(config.data), "test").items():
+    for kind, measured in evaluate_files(model, runtimes, read_test(config.data), "test").items():
         results[kind] |= measured
     if "int8" in contents:
         results["int8"]["arena_bytes"] = micro.arena_bytes(contents["int8"])
     export = {
         "model_sha256": files.sha256(log.model_file),
-        "int8": None,
         **results,
+        **({} if "int8" in results else {"int8": None}),
         "without_int8": without_int8,
         "calibration_images": len(calibration),
         "violations": gates,
     }
-    latency = {kind: latency_ms(runs) for kind, runs in models.items()}
+    latency = {kind: latency_ms(runtime) for kind, runtime in runtimes.items()}
     speed = {
         "latency_ms": latency,
         "threads": exported.THREADS,
@@ -121,17 +123,17 @@ def export_onnx(log: Record, model: keras.Model, config: params.Params) -> None:
     path = ONNX_FOLDER / f"{log.run}.onnx"
     try:
         content = onnx_file.convert(model)
-        models: dict[str, Runtime] = {"onnx": onnx_file.OnnxModel(content, exported.THREADS)}
+        runtimes: dict[str, Runtime] = {"onnx": onnx_file.OnnxModel(content, exported.THREADS)}
     except ValueError as error:
         raise PipelineError(f"{log.run} cannot be exported: {error}") from None
     _, val = read_train_val(config.data)
-    results = evaluate_files(model, models, val, "val")
-    for kind, measured in evaluate_files(model, models, read_test(config.data), "test").items():
+    results = evaluate_files(model, runtimes, val, "val")
+    for kind, measured in evaluate_files(model, runtimes, read_test(config.data), "test").items():
         results[kind] |= measured
     results["onnx"]["bytes"] = len(content)
     path.parent.mkdir(exist_ok=True)
     files.write(path, content)
-    show(log.run, results, {"onnx": latency_ms(models["onnx"])})
+    show(log.run, results, {"onnx": latency_ms(runtimes["onnx"])})
     print(path)
 
 

@@ -29,7 +29,7 @@ class Runtime(Protocol):
 
 
 def evaluate_files(
-    model: keras.Model, models: dict[str, Runtime], split: Split, name: str
+    model: keras.Model, runtimes: dict[str, Runtime], split: Split, name: str
 ) -> dict[str, dict[str, Any]]:
     """Metrics of the Keras model and of its files on a split.
 
@@ -41,13 +41,13 @@ def evaluate_files(
     results: dict[str, dict[str, Any]] = {}
     expected = inference.predict(model, split.images)
     recall = metrics.recall(metrics.confusion_matrix(expected, split.labels))
-    for kind, runs in {"keras": None, **models}.items():
-        received = runs.predict(split.images) if runs else expected
+    for kind, runtime in {"keras": None, **runtimes}.items():
+        received = runtime.predict(split.images) if runtime else expected
         results[kind] = {
             f"{name}_accuracy": round(metrics.accuracy(received, split.labels), 6),
             f"{name}_loss": round(metrics.cross_entropy(received, split.labels), 6),
         }
-        if runs:
+        if runtime:
             lost = recall - metrics.recall(metrics.confusion_matrix(received, split.labels))
             results[kind] |= {
                 f"{name}_agreement": round(metrics.accuracy(received, expected.argmax(axis=1)), 6),
@@ -57,13 +57,13 @@ def evaluate_files(
     return results
 
 
-def latency_ms(model: Runtime) -> float:
+def latency_ms(runtime: Runtime) -> float:
     """Median time of one image, from pixels in memory to probabilities in memory."""
     images = np.random.default_rng(0).integers(0, 256, (LATENCY_CALLS, 1, *IMAGE_SHAPE), np.uint8)
     seconds = []
     for image in (*images[: ceil(LATENCY_CALLS / 10)], *images):
         began = time.perf_counter()
-        model.predict(image)
+        runtime.predict(image)
         seconds.append(time.perf_counter() - began)
     return round(1_000 * float(np.median(seconds[-LATENCY_CALLS:])), 3)
 
