@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import models
 from pipeline.config import params
 from pipeline.conversion import exported, micro
 from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
@@ -54,7 +53,6 @@ def main() -> None:
     from pipeline.evaluation import inference
 
     tf.config.set_visible_devices([], "GPU")  # what the files are compared with runs on the CPU, as they do
-    models.register(log.training.model)  # the layers of its own that its file may hold
     export = export_onnx if arguments.format == "onnx" else export_litert
     export(log, inference.load_model(log.model_file, log.run), config)
 

@@ -233,23 +233,6 @@ def test_model_that_cannot_be_exported_leaves_what_was_there(stage):
     assert {path.name: path.read_bytes() for path in (stage.results / "export").iterdir()} == before
 
 
-def test_layers_of_the_model_s_own_file_are_known(stage, monkeypatch):
-    import keras
-
-    from pipeline import models
-
-    class Own(keras.Layer):
-        def call(self, x):
-            return 2 * x
-
-    stage.save(model_of(Own(name="own")))
-    monkeypatch.setattr(
-        models, "register", lambda name: monkeypatch.setitem(keras.saving.get_custom_objects(), "Own", Own)
-    )
-    export.main()
-    assert stage.read("export/export.json")["float32"]["test_agreement"] == 1
-
-
 def test_files_are_read_again_or_refused_in_one_line(stage):
     with pytest.raises(
         PipelineError, match=r"export\.json is not here: make it with `python -m pipeline\.export custom-0`"
