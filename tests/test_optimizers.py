@@ -73,3 +73,14 @@ def test_muon_leaves_depthwise_kernels_vectors_and_classes_to_adam(recipe):
     first_step_of_adam = -0.1 * optimizers.ADAM_SHARE
     for path in ("conv/bias", "depthwise/kernel", "norm/gamma", "norm/beta", "classes/kernel", "classes/bias"):
         np.testing.assert_allclose(changes[path], first_step_of_adam, rtol=1e-3)
+
+
+def test_muon_leaves_the_classes_of_a_nested_model_to_adam(recipe):
+    head = keras.Sequential([keras.layers.Dense(6, name="hidden"), keras.layers.Dense(10, name="classes")])
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Softmax()(head(inputs)))
+    optimizer = optimizers.make_optimizer(
+        recipe("muon"), optimizers.Schedule("constant", 0.1, 10, 0.0), "float32", model
+    )
+    by_adam = {weight.path: optimizer._should_use_adamw(weight) for weight in model.trainable_weights}
+    assert [path.split("/")[-2] for path, adam in by_adam.items() if not adam] == ["hidden"]
