@@ -200,7 +200,7 @@ def test_equal_trainings_beside_each_other_on_one_store_lose_nothing(longer, und
     for process in processes:
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 0, said
-        assert "warning" not in said
+        assert "MLflow could not" not in said
     assert left(longer) == left(other) == undisturbed.left
     check_store(runs=2)
 
@@ -310,7 +310,7 @@ def test_store_that_is_locked_meanwhile_is_completed_later(longer, undisturbed):
     lock.execute("BEGIN EXCLUSIVE")
     said = finish(longer)
     lock.execute("ROLLBACK")
-    assert "warning: MLflow could not log custom-0" in said
+    assert "warning: MLflow could not open its store" in said
     assert left(longer) == undisturbed.left
     tracking.sync_run(record.load("custom-0"))
     check_store()
