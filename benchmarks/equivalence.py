@@ -1,7 +1,7 @@
 """Whether the fast path learns what the stock path learns: `python -m benchmarks.equivalence` writes equivalence.json.
 
 The same recipe on the same real images, several seeds each: ours (fast layers, `precision: auto`, our loop) beside the
-published code's way (stock layers, float32, `model.fit`). Seeds are independent draws on both sides, so the figures are
+published code's way (stock layers, float32, `model.fit`). Seeds are independent draws on both sides, so the results are
 compared as two samples: difference of the means, and Welch's 95 % interval of it.
 """
 
@@ -43,15 +43,15 @@ def main() -> None:
         recipe = (
             params.read().recipes[model].model_copy(update=BY_SGD | QUICK | {"learning_rate": LEARNING_RATE[model]})
         )
-        figures: dict[str, list[tuple[float, float]]] = {"ours": [], "keras": []}
+        results: dict[str, list[tuple[float, float]]] = {"ours": [], "keras": []}
         report[model] = {"recipe": recipe.model_dump()}
         for seed in range(arguments.seeds):
-            figures["ours"].append(_ours(recipe, seed, train, val, machine.policy))
-            figures["keras"].append(_stock(recipe, seed, train, val))
-            print(f"{model} seed {seed}: { ({path: measured[-1] for path, measured in figures.items()}) }", flush=True)
+            results["ours"].append(_ours(recipe, seed, train, val, machine.policy))
+            results["keras"].append(_stock(recipe, seed, train, val))
+            print(f"{model} seed {seed}: { ({path: measured[-1] for path, measured in results.items()}) }", flush=True)
             if seed:
-                for place, name in enumerate(("loss", "val_accuracy")):
-                    sides = {path: [pair[place] for pair in measured] for path, measured in figures.items()}
+                for index, name in enumerate(("loss", "val_accuracy")):
+                    sides = {path: [pair[index] for pair in measured] for path, measured in results.items()}
                     report[model][name] = sides | _compared(**sides)
                 arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -83,7 +83,7 @@ def _stock(recipe, seed: int, train, val) -> tuple[float, float]:
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     full = len(train.labels) // recipe.batch_size * recipe.batch_size  # as ours: no smaller last batch
     for epoch in range(recipe.epochs):
-        # `fit` repeats one order; a fresh one an epoch is what the fast path does, and the usual meaning of shuffling.
+        # `fit` repeats one permutation; our loop draws one an epoch, which is what shuffling usually means.
         keras.utils.set_random_seed(1_000 * (seed + 1) + epoch)
         history = model.fit(train.images[:full], train.labels[:full], recipe.batch_size, verbose=0)
     return history.history["loss"][0], float(model.evaluate(val.images, val.labels, 500, verbose=0)[1])

@@ -185,7 +185,9 @@ def multiply_adds(model: str) -> int:
     from pipeline import models
     from pipeline.evaluation import geometry
 
-    return geometry.total_multiply_adds(geometry.geometry(models.build(model))) or 0
+    total = geometry.total_multiply_adds(geometry.geometry(models.build(model)))
+    assert total is not None, f"{model} has a layer without a rule in geometry.py"
+    return total
 
 
 def machine() -> dict[str, Any]:
@@ -195,16 +197,16 @@ def machine() -> dict[str, Any]:
     return {"processor": device.processor(), "threads": device.threads(), "versions": device.versions()}
 
 
-def table(model: str, figures: dict[str, Any]) -> Table:
+def table(model: str, results: dict[str, Any]) -> Table:
     """A path a row: images/s with their range, and how many times as fast ours is."""
     shown = Table(title=model, title_justify="left")
     for heading in ("path", "images/s", "lowest to highest", "ours / this"):
         shown.add_column(heading, justify="left" if heading == "path" else "right")
-    for path, figure in figures.items():
-        rounds = figure.get("rounds", [])
-        spread = f"{min(rounds):,.0f} to {max(rounds):,.0f}" if rounds else "matmul rate / work"
-        ratio = figures["ours"]["images_per_second"] / figure["images_per_second"]
-        shown.add_row(path, f"{figure['images_per_second']:,.0f}", spread, f"{ratio:.2f}")
+    for path, result in results.items():
+        rounds = result.get("rounds", [])
+        extent = f"{min(rounds):,.0f} to {max(rounds):,.0f}" if rounds else "matmul rate / work"
+        ratio = results["ours"]["images_per_second"] / result["images_per_second"]
+        shown.add_row(path, f"{result['images_per_second']:,.0f}", extent, f"{ratio:.2f}")
     return shown
 
 

@@ -114,6 +114,13 @@ def frozen():
     return classify(inputs, layers.Dense(4, kernel_initializer=keras.initializers.HeNormal(seed=3))(x))
 
 
+def called_for_inference():
+    """Called with training=False, which Keras 3 overrides where the model itself is called with training=True."""
+    inputs, x = small()
+    block = keras.Sequential([layers.Conv2D(4, 3), layers.BatchNormalization()])
+    return classify(inputs, layers.Flatten()(block(x, training=False)))
+
+
 def constraints():
     inputs, x = small()
     x = layers.Conv2D(4, 3, kernel_constraint=keras.constraints.MaxNorm(0.5), bias_constraint="non_neg")(x)
@@ -201,6 +208,7 @@ EXACT = {
         transposed,
         recurrent,
         frozen,
+        called_for_inference,
         constraints,
         regularizers,
         dtypes,

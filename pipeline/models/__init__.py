@@ -99,7 +99,7 @@ def pixels() -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """How every model begins: with the pixels as they are stored, so that nobody has to prepare them.
 
     Returns:
-        The input, uint8 (None, 32, 32, 3), 0..255, and the same normalised to mean 0 and variance 1, float32.
+        The input, uint8 (None, 32, 32, 3), 0..255, and the same normalized to mean 0 and variance 1, float32.
     """
     import keras
 
