@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from pipeline import models
 from pipeline.system.command import PipelineError
+from pipeline.training.trainable import check_trainable
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
@@ -231,3 +233,11 @@ def test_model_may_be_sequential(write_model):
     top = [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
     return keras.Sequential([inputs, x._keras_history.operation, *top])"""
     assert models.build(write_model(source)).output_shape == (None, 10)
+
+
+def test_examples_of_the_documentation_are_trainable(write_model):
+    text = (Path(__file__).parents[1] / "docs/models.md").read_text()
+    model, layer = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    check_trainable(models.build(write_model(model, "documented")))
+    use = "return keras.Model(inputs, keras.layers.Dense(10, 'softmax')(keras.layers.Flatten()(Scale()(x))))"
+    check_trainable(models.build(write_model(f"{layer}\ndef build():\n inputs, x = pixels()\n {use}", "scaled")))
