@@ -16,7 +16,6 @@ import numpy as np
 from pipeline.config import params
 from pipeline.conversion import exported, micro
 from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
-from pipeline.conversion.interpreter import LiteRTModel
 from pipeline.records import files, record
 from pipeline.records.record import Record
 from pipeline.system import command
@@ -69,16 +68,17 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
     train, val = read_train_val(config.data)
     drawn = np.random.default_rng(config.data.split_seed).permutation(len(train.images))
     calibration = train.images[np.sort(drawn[: config.export.calibration_images])]
+    contents: dict[str, bytes] = {}
+    runtimes: dict[str, Runtime] = {}
     without_int8 = ""
-    try:
-        contents = {"float32": litert.float32(model)}
-    except litert.ConversionError as error:
-        raise PipelineError(f"{log.run} cannot be exported: {error}") from None
-    try:
-        contents["int8"] = litert.int8(model, calibration)
-    except litert.ConversionError as error:
-        without_int8 = str(error)
-    runtimes: dict[str, Runtime] = {kind: LiteRTModel(content, exported.THREADS) for kind, content in contents.items()}
+    for kind in exported.FILES:
+        try:
+            content = litert.int8(model, calibration) if kind == "int8" else litert.float32(model)
+            runtimes[kind], contents[kind] = litert.load(content, exported.THREADS), content
+        except litert.ConversionError as error:
+            if kind == "float32":
+                raise PipelineError(f"{log.run} cannot be exported: {error}") from None
+            without_int8 = str(error)
     results = evaluate_files(model, runtimes, val, "val")
     for kind, content in contents.items():
         results[kind] |= {"bytes": len(content), "sha256": files.sha256_of(content)}

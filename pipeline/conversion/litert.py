@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.conversion import rewrite
+from pipeline.conversion.interpreter import LiteRTModel
 from pipeline.system import stderr
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def int8(model: keras.Model, images: np.ndarray) -> bytes:
         "inference_output_type": tf.uint8,
     }
     return _convert(rewrite.for_integers(model), model, options, [tf.lite.OpsSet.TFLITE_BUILTINS_INT8])
+
+
+def load(content: bytes, threads: int) -> LiteRTModel:
+    """The file as it will be run. Raises ConversionError if the interpreter refuses it."""
+    try:
+        return LiteRTModel(content, threads)
+    except ValueError as error:
+        raise ConversionError(f"LiteRT refuses the file ({error})") from None
 
 
 def _convert(
