@@ -34,7 +34,7 @@ def model_of(*middle, name="small"):
     model.set_weights(
         [random.uniform(0.2, 1, weight.shape) * (-1) ** np.arange(weight.shape[-1]) for weight in model.get_weights()]
     )
-    for layer in model.layers:
+    for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([np.abs(weight) for weight in layer.get_weights()])
     return model
@@ -111,6 +111,47 @@ def test_int8_file_holds_integers_alone(tensorflow):
     tensors = interpreter.get_tensor_details()
     assert {tensor["dtype"] for tensor in tensors} <= {np.uint8, np.int8, np.int32}
     assert interpreter.get_input_details()[0]["quantization"] == (1.0, 0)  # so that pixels pass as they are
+
+
+def models_of_users():
+    """Kinds of models that users write, by name, each as a function."""
+    import keras
+    from keras import layers
+
+    def attention(x):
+        x = layers.Reshape((64, 6), name="patches")(layers.Conv2D(6, 4, strides=4, name="embed")(x))
+        y = layers.LayerNormalization(name="norm")(x)
+        return layers.Flatten(name="flat")(x + layers.MultiHeadAttention(2, 3, name="attention")(y, y))
+
+    def nested(x):
+        inner = keras.Sequential([layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization()], name="inner")
+        return inner(x)
+
+    def shared(x):
+        kernel = layers.Conv2D(3, 3, padding="same", activation="relu", name="kernel")
+        norm = layers.BatchNormalization(name="norm")
+        return norm(kernel(norm(kernel(x))))
+
+    return {
+        "attention": lambda: model_of(attention),
+        "nested": lambda: model_of(nested),
+        "shared": lambda: model_of(shared),
+        "random": lambda: model_of(layers.RandomFlip(name="flip"), layers.GaussianNoise(0.1, name="noise")),
+        "enlarging": lambda: model_of(layers.Conv2DTranspose(3, 3, strides=2, activation="gelu", name="enlarge")),
+        "float32 pixels": lambda: keras.Sequential(
+            [keras.Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(10, "softmax")]
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["attention", "nested", "shared", "random", "enlarging", "float32 pixels"])
+def test_any_model_is_exported(kind, tensorflow):
+    model = models_of_users()[kind]()
+    expected = np.concatenate([model(image[None].astype(np.float32), training=False).numpy() for image in IMAGES])
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(LiteRTModel(litert.float32(model), 1).predict(IMAGES), expected, atol=1e-4)
+    int8 = LiteRTModel(litert.int8(model, IMAGES), 1).predict(IMAGES)
+    assert np.mean(int8.argmax(axis=1) == expected.argmax(axis=1)) > 0.6
 
 
 def model_without_operation():
