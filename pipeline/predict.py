@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.report.default_run import default_run
 from pipeline.system import command
 from pipeline.training.cifar10 import CLASS_NAMES
 
+BAR_FROM = 20  # images
 Top = list[tuple[str, float]]  # classes and their probabilities, the most probable first
 
 
@@ -92,14 +93,15 @@ def plain(name: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
-def progress(found: list[sources.Source]) -> Iterable[sources.Source]:
-    """The images, with a bar where there are many and a person looks on."""
-    if len(found) < 20 or not sys.stderr.isatty():
-        return found
+def progress(found: list[sources.Source]) -> Iterator[sources.Source]:
+    """The images, with a bar on stderr where there are many and a person looks on."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    return track(found, "images", console=Console(stderr=True), transient=True)
+    is_hidden = len(found) < BAR_FROM or not sys.stderr.isatty()
+    # By default whatever is printed to stdout meanwhile would go to the bar's console too.
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, disable=is_hidden) as bar:
+        yield from bar.track(found, description="images")
 
 
 def show(title: str, results: list[tuple[str, Top]]) -> None:

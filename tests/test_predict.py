@@ -191,6 +191,26 @@ def test_first_answer_needs_no_tensorflow(exported_project, project):
     assert json.loads(done.stdout)["class"] in CLASS_NAMES
 
 
+def test_bar_is_on_the_terminal_and_answers_are_in_the_pipe(exported_project, project):
+    given = [write(project / f"{index:02}.png") for index in range(predict.BAR_FROM)]
+    (project / "bad.png").write_text("none")
+    terminal, stderr = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.predict", "--run", "custom-0", "--json", str(project)],
+        cwd=exported_project[0],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "300"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )
+    os.close(stderr)
+    shown = os.read(terminal, 1 << 20).decode(errors="replace")
+    os.close(terminal)
+    assert done.returncode == 1
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == given
+    assert "images" in shown
+    assert "bad.png: it is no image that Pillow opens" in shown
+
+
 def evaluated(folder, run, **evaluation):
     """A record of what the champion's rule reads."""
     (folder / "results" / run).mkdir(parents=True)
