@@ -72,8 +72,9 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
         check_trainable(model)
     data_hash = fingerprint.hash_data(train_split, val_split)
     mark = fingerprint.fingerprint(config, run, machine, data_hash)
+    layers = json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)
     log, state = begin_or_resume(run, config, mark, environment(machine, data_hash))
-    live = tracking.Live(log, {"geometry.json": json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)})
+    live = tracking.Live(log, {"geometry.json": layers})
     progress = TrainingProgress(
         f"{run}: {model.count_params():,} parameters, {command.counted(recipe.epochs, 'epoch')} of "
         f"{len(train_split.labels):,} images, {machine.name} ({machine.threads} threads), {machine.precision}"
@@ -183,6 +184,9 @@ def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
     finally:
         try:
             log.end(status, reason)
+        except OSError as error:  # the disk is full: MLflow must not call finished what is not on disk
+            log.training.status, log.training.end_reason = "failed", str(error)
+            raise PipelineError(f"{log.run}: {error}; {command.resuming()}") from None
         finally:
             live.close(log)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 
 from pipeline.config import overrides, params
-from pipeline.records import files, record, replay
+from pipeline.records import files, fingerprint, record, replay
 from pipeline.system import command
 from pipeline.system.command import PipelineError
+from pipeline.train import read_splits
 
 EPOCHS = 2
 # What a machine may differ in, so that it rounds differently.
@@ -26,7 +27,7 @@ def main() -> None:
     """Verifies the run named on the command line; exits with 1 if it differs."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="a run of params.yaml")
-    parser.add_argument("--epochs", type=int, metavar="K", help=f"how many, from the first; default: {EPOCHS}")
+    parser.add_argument("--epochs", type=int, metavar="K", help=f"number of epochs to train; default: {EPOCHS}")
     parser.add_argument("--all", action="store_true", help="all epochs")
     parser.add_argument("--against", metavar="COMMIT", help="compare with the code and params.yaml of this commit")
     parser.add_argument(
@@ -57,19 +58,20 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
         PipelineError: the record is not of params.yaml's values, or of other data.
     """
     log = record.load(run)
-    recorded, ours = log.training.params, params.read().flat(run)
+    config = params.read()
+    recorded, ours = log.training.params, config.flat(run)
     if differing := [key for key in recorded if recorded[key] != ours.get(key)]:
         key = differing[0]
         raise PipelineError(
             f"{run}: {key} is {ours.get(key)!r} in params.yaml and {recorded[key]!r} in the record: "
-            f"put it back, or train again with `dvc repro train@{run}`"
+            f"restore the value, or train again with `dvc repro train@{run}`"
         )
+    if fingerprint.hash_data(*read_splits(config.data)) != log.training.environment.get("data_hash"):
+        raise PipelineError(f"{run}: the data is not that of the record: fetch it again with `dvc repro --force fetch`")
     replay.copy_code(folder)
     trace = replay.train(folder, run, epochs, "this code")
     theirs = replay.Trace("the record", log.training, log.history[: len(trace.history)])
     where, there = trace.training.environment, log.training.environment
-    if where["data_hash"] != there.get("data_hash"):
-        raise PipelineError(f"{run}: the data is not that of the record: fetch it again with `dvc repro --force fetch`")
     epochs = len(trace.history)
     difference = replay.first_difference(trace, theirs)
     if difference is None:

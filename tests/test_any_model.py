@@ -4,12 +4,10 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
-import pytest
-
-pytest.importorskip("tensorflow")
 import keras
 import model_kinds
+import numpy as np
+import pytest
 from conftest import ROOT
 
 from pipeline.config import params

@@ -1,11 +1,10 @@
 """Augmentation is a function of seed, epoch, step and image, and shows only shifted and flipped images."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-augmentation = pytest.importorskip("pipeline.training.augmentation")
+from pipeline.training import augmentation
 
 
 def augment(tensorflow, images, flip, crop_pixels, epoch=1, step=0):

@@ -391,7 +391,7 @@ def test_one_run_on_a_subset_labels_everything(capsys, monkeypatch):
     assert recorded["budgets"]["published-custom"]["custom"]["passes"] is True
     assert all(NOT_COMPARABLE in title for title, _ in drawn)
     titles = [tables.TITLE, "Verdicts", "Budgets", "The model to take", "Means over seeds"]
-    titles += ["Beside what is published", "Calibration error and recall of each class"]
+    titles += ["Compared with the published results", "Calibration error and recall of each class"]
     assert re.findall(rf"^#+ (.*) \({NOT_COMPARABLE}\)$", page, re.MULTILINE) == titles
     for text in (page, out):
         assert text.count(NOT_COMPARABLE) >= 5  # in the titles, and below the first table

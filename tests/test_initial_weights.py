@@ -1,11 +1,8 @@
 """Weights that were set stay; the others follow from seed and layer path, whatever was built before."""
 
-import numpy as np
-import pytest
-
-pytest.importorskip("tensorflow")
 import keras
 import model_kinds
+import numpy as np
 from keras import layers
 
 from pipeline.training.initial_weights import initial_weights

@@ -2,11 +2,9 @@
 
 import threading
 
+import keras
 import numpy as np
 import pytest
-
-pytest.importorskip("tensorflow")
-import keras
 import tensorflow as tf
 
 from pipeline.training import layers

@@ -4,11 +4,9 @@ import subprocess
 import sys
 import textwrap
 
+import keras
 import numpy as np
 import pytest
-
-pytest.importorskip("tensorflow")
-import keras
 from conftest import ROOT
 
 from pipeline import models

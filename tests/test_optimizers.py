@@ -1,8 +1,6 @@
+import keras
 import numpy as np
 import pytest
-
-pytest.importorskip("tensorflow")
-import keras
 
 from pipeline.config import params
 from pipeline.training import optimizers

@@ -199,6 +199,17 @@ def test_other_evaluation_of_the_same_training_replaces_the_run(log):
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
+def test_other_speed_of_the_same_evaluation_keeps_the_run_and_shows_the_later_one(log):
+    tracking.sync_run(log)
+    before = all_runs()[0].info.run_id
+    log.speed |= {"latency_ms": 2.0, "evaluated_ms": log.speed["evaluated_ms"] + 1}
+    files.write_json(log.folder / "speed.json", log.speed)
+    tracking.sync_run(log)
+    (run,) = all_runs()
+    assert run.info.run_id == before
+    assert run.data.metrics["latency_ms"] == 2.0
+
+
 def test_metrics_of_another_model_are_not_shown(log):
     files.write_json(log.folder / "speed.json", log.speed | {"model_sha256": "of another"})
     log = record.load("custom-0")

@@ -31,7 +31,7 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
         sentences.append(_difference(pair, name, comparison["recipes"]))
     for row in comparison["against_published"]:
         if (row["recipe"], row["published"]) == (name, budget):
-            sentences.append(f"Against what is published: {_points(row['difference'], row['interval'])}).")
+            sentences.append(f"Against the published result: {_points(row['difference'], row['interval'])}).")
     if champion["note"]:
         sentences.append(f"{champion['note'][0].upper()}{champion['note'][1:]}.")
     return sentences
@@ -49,9 +49,10 @@ def _difference(pair: dict[str, Any], name: str, recipes: dict[str, Any]) -> str
         better = f"{name} is {'better' if sign > 0 else 'worse'}, significant at the 95 % level"
         return f"Against {rival}, the best of the others: {measured}. {better if is_told_apart else 'Not told apart'}."
     single = " and ".join(recipe for recipe in pair["recipes"] if recipes[recipe]["seeds"] == 1)
+    significant = "significant" if is_told_apart else "not significant"
     return (
-        f"{ours} against {theirs}, the best of the others: {measured}. These two sets of weights are "
-        f"{'' if is_told_apart else 'not '}told apart; whether the recipes differ is open, with one seed of {single}."
+        f"{ours} against {theirs}, the best of the others: {measured}. The difference between these two sets of "
+        f"weights is {significant}; whether the recipes differ is open, with one seed of {single}."
     )
 
 
@@ -63,7 +64,7 @@ def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
     """What the table of accuracies needs said."""
     measured_on = dict.fromkeys(row["accuracy_measured_on"] for row in comparison["published"])
     return [
-        "Means over n seeds: accuracy on the test and validation images, and on test averaged with the flipped images.",
+        "Means over n seeds. flip: test accuracy of the probabilities averaged over an image and its mirror image.",
         "std: sample standard deviation of the test accuracy over seeds, in percentage points.",
         *(f"* published, not measured here; accuracy on {images}." for images in measured_on),
         *([] if comparison["comparable"] else [f"{NOT_COMPARABLE}."]),
@@ -80,13 +81,14 @@ def pair_notes(comparison: dict[str, Any]) -> list[str]:
         )
     if "weights" in kinds:
         notes.append(
-            "Runs, where a recipe has one seed: those of the lowest seeds, by an exact McNemar test. It is of two sets "
-            "of weights, not of recipes: another seed may say otherwise. The interval covers further images only."
+            "Where a recipe has one seed, single runs are compared (those of the lowest seeds), by an exact McNemar "
+            "test. It compares two sets of weights, not two recipes: another seed may reverse it. The interval covers "
+            "further images only."
         )
     if kinds:
         notes.append(
             f'p is adjusted over all {len(comparison["pairs"])} pairs (Holm). The verdict is "not told apart" '
-            "unless it is below 0.05."
+            "unless p is below 0.05."
         )
     notes += [f"{' - '.join(pair['recipes'])}: {pair['note']}." for pair in comparison["pairs"] if pair["note"]]
     return [*notes, seeds_needed(comparison["seeds_needed"])]
@@ -96,14 +98,14 @@ def seeds_needed(needed: dict[str, Any]) -> str:
     """How many seeds show a small difference."""
     low, high = (f"{100 * limit:.2f}" for limit in needed["std"])
     source = (
-        "that is assumed, for no recipe has two seeds yet"
+        "assumed, since no recipe has two seeds yet"
         if needed["assumed"]
         else "its 95 % interval, pooled over the recipes"
     )
     further = f", {_range(needed['further_images'])} for further images" if "further_images" in needed else ""
     return (
-        f"To see a difference of {100 * needed['difference']:g} points with 80 % probability takes "
-        f"{_range(needed['these_images'])} seeds of each recipe for these test images{further}, if the standard "
+        f"Detecting a difference of {100 * needed['difference']:g} points with 80 % power takes "
+        f"{_range(needed['these_images'])} seeds of each recipe on these test images{further}, if the standard "
         f"deviation over seeds is {low} to {high} points ({source})."
     )
 

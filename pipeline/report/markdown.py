@@ -7,12 +7,12 @@ from pipeline.report import findings, tables
 HOW = """\
 - Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ only in their seed.
 - The validation images are held out of the training images, equally many of each class; choices are made on them. The
-  test images are read once, by `evaluate`. In the published text they were the validation split, which one watches
-  while making choices.
+  test images are read only after training, by `evaluate` and `export`; no model is selected by them. The published work
+  used them as its validation split, so its choices may have been influenced by them.
 - Flip-averaged: the mean of the probabilities of a test image and of its mirror image. No budget counts it.
-- Parameters include the moving statistics of batch normalisation; multiply-adds are those of convolutions and dense
+- Parameters include the moving statistics of batch normalization; multiply-adds are those of convolutions and dense
   layers, for one image.
-- Training minutes: the number of epochs times the median epoch, so that a busy hour of the machine does not count.
+- Training minutes: the number of epochs times the median epoch, which discounts hours in which the machine was busy.
   Images/s: the median over the epochs, in training. Means over the n runs, on the devices below.
 - Which run classifies which image correctly is in `results/<run>/probabilities.npz`; the formulas and their sources are
   in `pipeline/report/statistics.py`, and how often its intervals cover the truth in `benchmarks/coverage.json`."""
@@ -41,7 +41,7 @@ def page(comparison: dict[str, Any]) -> str:
         table(tables.means(comparison)),
         f"The interval is Student's t, over seeds: it covers the mean of further seeds, for these "
         f"{comparison['test_images']:,} test images and these validation images. With one seed there is none.",
-        f"## {tables.title('Beside what is published', comparison)}",
+        f"## {tables.title('Compared with the published results', comparison)}",
         table(tables.against_published(comparison)),
         _lines(findings.published_notes()),
         "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),

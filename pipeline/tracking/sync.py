@@ -5,7 +5,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.records.record import Record
 from pipeline.tracking import address, comparison, embedded, experiment, model, relocation, runs, store, tags
@@ -68,14 +68,10 @@ def _sync_run(record: Record, live: bool) -> str:
 
     client, training = store.client(), record.training
     experiment_id = experiment.current_id()
-    totals = {
-        key: float(value)
-        for key, value in (record.evaluation | record.speed).items()
-        if isinstance(value, int | float) and key not in NOT_METRICS
-    }
+    evaluation, speed = _numbers(record.evaluation), _numbers(record.speed)
     run = runs.find(experiment_id, record.id)
-    if run and any(run.data.metrics.get(key, value) != value for key, value in totals.items()):
-        # It was evaluated otherwise: a second value would stand beside the first, and the later one would win.
+    if run and any(run.data.metrics.get(key, value) != value for key, value in evaluation.items()):
+        # Evaluated anew with other results: MLflow would keep both values. Speed differs each time, and may.
         client.delete_run(run.info.run_id)
         run = None
     if run is None:
@@ -95,7 +91,7 @@ def _sync_run(record: Record, live: bool) -> str:
         resumed |= {runs.LOCATION: runs.location(record.run)} if live else {}
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in resumed.items()])
     _log_epochs(run_id, record)
-    if totals:  # without steps: MLflow draws bars
+    if totals := evaluation | speed:  # without steps: MLflow draws bars
         evaluated_ms = record.speed["evaluated_ms"]
         client.log_batch(run_id, metrics=[Metric(key, value, evaluated_ms, 0) for key, value in totals.items()])
     if training.status == "running":
@@ -109,6 +105,13 @@ def _sync_run(record: Record, live: bool) -> str:
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in ended.items()])
     client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
     return run_id
+
+
+def _numbers(content: dict[str, Any]) -> dict[str, float]:
+    """What is measured in a file of the record, by name."""
+    return {
+        key: float(value) for key, value in content.items() if isinstance(value, int | float) and key not in NOT_METRICS
+    }
 
 
 def _log_epochs(run_id: str, record: Record) -> None:
