@@ -61,7 +61,7 @@ def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **eval
         "recipe": recipe,
         "model": recipe,
         "seed": seed,
-        "params": {"train_images": 45_000, "val_images": 5_000, "test_images": 10_000},
+        "params": {"epochs": 2, "train_images": 45_000, "val_images": 5_000, "test_images": 10_000},
         "comparable": comparable,
         "started_ms": 1_795_388_400_000,  # 2026-11-22, 23:00 in UTC
         "ended_ms": 1_795_388_520_000,

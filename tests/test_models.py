@@ -199,6 +199,7 @@ def build():
 
 
 def test_layers_of_a_saved_model_are_registered_by_its_file(write_model, tmp_path):
+    before = dict(keras.saving.get_custom_objects())
     name = write_model(CUSTOM)
     models.build(name).save(tmp_path / "model.keras")
     sys.modules.pop(f"pipeline.models.{name}")
@@ -207,6 +208,7 @@ def test_layers_of_a_saved_model_are_registered_by_its_file(write_model, tmp_pat
         keras.saving.load_model(tmp_path / "model.keras")
     models.register_layers(tmp_path / "model.keras")
     keras.saving.load_model(tmp_path / "model.keras")
+    keras.saving.get_custom_objects().update(before)  # other tests have layers of their own
 
 
 def test_file_of_a_saved_model_that_is_gone_is_named(write_model, tmp_path):
