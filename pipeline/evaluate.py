@@ -1,4 +1,4 @@
-"""Evaluates one run: `python -m pipeline.evaluate RUN`. Beside export the only reader of the test split."""
+"""Evaluates one run: `python -m pipeline.evaluate RUN`. Besides export, the only reader of the test split."""
 
 from __future__ import annotations
 

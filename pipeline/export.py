@@ -1,6 +1,6 @@
 """Converts one run to LiteRT and evaluates the files: `python -m pipeline.export RUN`.
 
-Choices and gates are of the validation split. The test split is read last, by the files as evaluate reads it.
+All choices and limits use the validation split. The test split is read last, by the files that were written.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 VALIDATION_BATCH_SIZE = 500
 REPORTS_PER_EPOCH = 20  # graph calls, each of a few hundred milliseconds to seconds
-SEEDS_PER_STEP = 4096  # layers use step seed + 1, + 2, …; augmentation uses + 2048 and + 2049
+SEEDS_PER_STEP = 4096  # layers use step seed + 1 to + 2047 (reproducible.py), augmentation + 2048 and + 2049
 AUGMENTATION_SEED = 2048
 
 
@@ -224,7 +224,7 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
         # Those of embeddings are sparse, which Muon does not take.
         return loss, num_correct, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients]
 
-    # XLA cannot compile communication between replicas. That is the optimizer's part, and elementwise, so it stays out.
+    # XLA cannot compile communication between replicas, which is the optimizer's part: so that stays out.
     compiled = tf.function(forward_and_backward, jit_compile=True) if xla else forward_and_backward
 
     def train_step(images, labels, indices, epoch, step):
