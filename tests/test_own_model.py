@@ -1,7 +1,7 @@
 """A model with a custom layer, from its file to the registry, each stage in a process of its own."""
 
 import re
-import sys
+import shlex
 
 import pytest
 import yaml
@@ -49,9 +49,9 @@ def test_model_with_a_custom_layer_is_trained_evaluated_and_loaded_from_mlflow(t
     (clone / "params.yaml").write_text(yaml.safe_dump(tree))
     store = f"sqlite:///{tmp_path}/mlflow.db"
     environment = environment | {"MLFLOW_TRACKING_URI": store}
-    sh(f"{sys.executable} -m pipeline.fetch", clone, environment)
-    sh(f"{sys.executable} -m pipeline.train custom-0", clone, environment)
-    written = sh(f"{sys.executable} -m pipeline.evaluate custom-0", clone, environment)
+    sh("python -m pipeline.fetch", clone, environment)
+    sh("python -m pipeline.train custom-0", clone, environment)
+    written = sh("python -m pipeline.evaluate custom-0", clone, environment)
     assert re.search(r"multiply-adds", written)
     (away / "load.py").write_text(LOAD)
-    sh(f"{sys.executable} load.py {store}", away, environment)
+    sh(f"python load.py {shlex.quote(str(store))}", away, environment)
