@@ -72,11 +72,15 @@ def train(folder: Path, run: str, epochs: int | None, name: str) -> Trace:
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     states: dict[int, list[str]] = {}
     command = [sys.executable, "-m", "pipeline.train", run]
-    with _ended(subprocess.Popen(command, cwd=folder, env=environment)) as process:
-        while (ended := process.poll()) is None and not (epochs and max(states, default=0) >= epochs):
-            _note_states(folder / record.CHECKPOINTS / run, states)
-            time.sleep(POLL_SECONDS)
+    warnings = folder / "stderr"  # that there is no git here and that it was ended is no news; a failure is
+    with warnings.open("w") as stderr:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=stderr)
+        with _ended(process):
+            while (ended := process.poll()) is None and not (epochs and max(states, default=0) >= epochs):
+                _note_states(folder / record.CHECKPOINTS / run, states)
+                time.sleep(POLL_SECONDS)
     if ended:
+        print(warnings.read_text(errors="replace"), end="", file=sys.stderr)
         raise PipelineError(f"{name} did not train {run}: its trainer ended with status {ended}")
     with contextlib.chdir(folder):
         log = record.load(run)
@@ -87,10 +91,10 @@ def train(folder: Path, run: str, epochs: int | None, name: str) -> Trace:
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+def _ended(process: subprocess.Popen) -> Iterator[None]:
     """Ends the process, whatever happens."""
     try:
-        yield process
+        yield
     finally:
         process.terminate()
         process.wait()
