@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 from conftest import ROOT, keep_runs
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import BAD_REQUEST, MlflowException
 
 from pipeline import sync, tracking, train, ui, workspace
 from pipeline.records import files, record
@@ -127,20 +127,35 @@ def test_dataset_that_broke_off_is_logged_later(log, monkeypatch):
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
 
 
-def test_dataset_that_another_run_made_at_the_same_time_is_shared(log, monkeypatch, capfd):
-    log_inputs, calls = store.client().log_inputs, []
+@pytest.mark.parametrize("method", ["create_experiment", "set_experiment_tag", "log_inputs"])
+def test_what_another_process_made_at_the_same_time_is_shared(log, monkeypatch, capfd, method):
+    real, calls = getattr(store.client(), method), []
 
-    def lose_the_race(*arguments):
+    def lose_the_race(*arguments, **named):
+        result = real(*arguments, **named)
         calls.append(arguments)
-        if len(calls) == 1:
-            raise MlflowException("duplicate key value violates unique constraint")
-        return log_inputs(*arguments)
+        if len(calls) <= 2:
+            raise MlflowException("duplicate key value violates unique constraint", error_code=BAD_REQUEST)
+        return result
 
-    monkeypatch.setattr(store.client(), "log_inputs", lose_the_race)
+    monkeypatch.setattr(store.client(), method, lose_the_race)
     assert tracking.sync_run(log)
+    assert calls
     assert "warning" not in capfd.readouterr().err
     (run,) = all_runs()
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["123"]
+    tags = store.client().get_experiment(run.info.experiment_id).tags
+    assert set(experiment.TAGS) | {"mlflow.note.content"} <= set(tags)
+
+
+def test_request_that_the_store_always_refuses_is_warned_of(log, monkeypatch, capfd):
+    def refuse(*_):
+        raise MlflowException("value too long", error_code=BAD_REQUEST)
+
+    monkeypatch.setattr(store.client(), "log_inputs", refuse)
+    assert tracking.sync_run(log) is None
+    assert "value too long" in capfd.readouterr().err
+    store.reconnect()
 
 
 def list_custom_alone(project) -> None:

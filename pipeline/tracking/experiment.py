@@ -38,8 +38,6 @@ def name() -> str:
 
 def current_id() -> str:
     """The experiment that MLflow's own variables name (`mlflow run` sets one), else ours; made if absent."""
-    from mlflow.exceptions import MlflowException
-
     client = store.client()
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return _described(client.get_experiment(given))
@@ -48,11 +46,7 @@ def current_id() -> str:
         # Beside the embedded store, as `mlflow ui` there would; where a server keeps files is its business.
         database = address.database()
         location = (embedded.artifacts(database) / name()).as_uri() if database else None
-        try:
-            client.create_experiment(name(), artifact_location=location, tags=TAGS)
-        except MlflowException:  # another process was faster
-            if client.get_experiment_by_name(name()) is None:
-                raise
+        client.create_experiment(name(), artifact_location=location, tags=TAGS)
         experiment = client.get_experiment_by_name(name())
     return _described(experiment)
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 600.0  # seconds
+# What MLflow answers if another process inserted the same row first: an experiment, its tags, a data set.
+CONFLICTS = ("BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
+MOST_CONFLICTS = 10  # in one action; each leaves one row fewer to make
 
 # A store that is away may cost 10 s, not MLflow's default of minutes. Variables already set win.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
@@ -39,7 +42,8 @@ def attempt(what: str, action: Callable[[], T]) -> T | None:
 
     Args:
         what: the action, as it completes "MLflow could not …".
-        action: is not called if the store cannot be opened.
+        action: idempotent, since it is called again if another process made the same thing at the same time; not
+            called if the store cannot be opened.
 
     After a failure the store is left alone for a while, longer each time: a server that hangs costs a training run of
     hours some minutes, not seconds of each epoch.
@@ -50,7 +54,7 @@ def attempt(what: str, action: Callable[[], T]) -> T | None:
     try:
         client()
         doing = what
-        result = action()
+        result = _without_conflicts(action)
         _pause.seconds = FIRST_PAUSE
         return result
     except failures() as error:
@@ -62,6 +66,18 @@ def attempt(what: str, action: Callable[[], T]) -> T | None:
             file=sys.stderr,
         )
         return None
+
+
+def _without_conflicts(action: Callable[[], T]) -> T:
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(MOST_CONFLICTS):
+        try:
+            return action()
+        except MlflowException as error:
+            if error.error_code not in CONFLICTS:
+                raise
+    return action()
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -145,7 +145,6 @@ def _params(record: Record) -> dict[str, str]:
 
 def _log_inputs(run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-    from mlflow.exceptions import MlflowException
 
     from pipeline.sources import ARCHIVE_URL
 
@@ -159,8 +158,4 @@ def _log_inputs(run_id: str, record: Record) -> None:
         source=json.dumps({"url": ARCHIVE_URL}),
         profile=json.dumps(sizes),
     )
-    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
-    try:
-        client.log_inputs(run_id, inputs)
-    except MlflowException:  # another process was faster to make the data set that they share
-        client.log_inputs(run_id, inputs)
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
