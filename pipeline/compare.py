@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config import params
 from pipeline.evaluation import predictions
 from pipeline.evaluation.predictions import Predictions
-from pipeline.records import record, references
+from pipeline.records import exports, record, references
 from pipeline.records.record import Record
 from pipeline.report import comparison_plots, markdown, recorded, terminal
 from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
@@ -30,7 +30,8 @@ def main() -> None:
     if not parser.parse_args().show:
         config = params.read()
         records = load(config)
-        write_report(compare(config, records, read_predictions(records)), read_histories(records))
+        exported = {run: exports.evaluated(run) for run in config.export.runs}
+        write_report(compare(config, records, read_predictions(records), exported), read_histories(records))
     if recorded.COMPARISON.exists():
         recorded.from_comparison(terminal.show_comparison)
     else:

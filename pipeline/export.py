@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config import params
 from pipeline.conversion import exported, micro
 from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
-from pipeline.records import files, record
+from pipeline.records import exports, files, record
 from pipeline.records.record import Record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -71,7 +71,7 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
     contents: dict[str, bytes] = {}
     runtimes: dict[str, Runtime] = {}
     without_int8 = ""
-    for kind in exported.FILES:
+    for kind in exports.FILES:
         try:
             content = litert.int8(model, calibration) if kind == "int8" else litert.float32(model)
             runtimes[kind], contents[kind] = litert.load(content, exported.THREADS), content
@@ -102,11 +102,11 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
         "processor": device.processor(),
         "exported_ms": record.now_ms(),
     }
-    folder = exported.folder(log.run)
+    folder = exports.folder(log.run)
     shutil.rmtree(folder, ignore_errors=True)  # an int8 file of an earlier model, say
     folder.mkdir(parents=True)
     for kind, content in contents.items():
-        files.write(folder / exported.FILES[kind], content)
+        files.write(folder / exports.FILES[kind], content)
     files.write_json(folder / "speed.json", speed)
     files.write_json(folder / "export.json", export)  # last: it makes the export complete
     show(log.run, results, latency)

@@ -90,6 +90,26 @@ def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **eval
     files.write_json(folder / "speed.json", {"evaluated_ms": 1_795_388_600_000})
 
 
+def write_export(run, int8=True, **changes):
+    """What export left of a run, but for the files; listed in params.yaml, too."""
+    tree = params.parse("params.yaml")
+    tree["export"]["runs"][run] = {"max_bytes": 170_000}
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    worth = {"sha256": "0" * 64, "val_accuracy": 0.9, "test_agreement": 1.0}
+    export = {
+        "model_sha256": "",
+        "float32": worth | {"bytes": 367_556, "test_accuracy": 0.88},
+        "int8": worth | {"bytes": 152_624, "test_accuracy": 0.8512, "arena_bytes": 220_416} if int8 else None,
+        "without_int8": "" if int8 else "layer 'x' uses Y",
+        "violations": [],
+    }
+    folder = Path("results") / run / "export"
+    folder.mkdir(parents=True)
+    files.write_json(folder / "export.json", export | changes)
+    speed = {"latency_ms": {"float32": 0.36, "int8": 0.417}, "threads": 2, "processor": "Made-up 9000"}
+    files.write_json(folder / "speed.json", speed)
+
+
 def change_training(run, **training):
     path = Path("results") / run / "training.json"
     files.write_json(path, json.loads(path.read_text()) | training)

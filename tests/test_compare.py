@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from factories import NUMBERS, change_training, list_runs, report_files, write_run
+from factories import NUMBERS, change_training, list_runs, report_files, write_export, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -19,7 +19,7 @@ from scipy import stats
 from pipeline import compare
 from pipeline.config import params
 from pipeline.evaluation import predictions
-from pipeline.records import files, record, references
+from pipeline.records import exports, files, record, references
 from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import comparison, comparison_plots, findings, markdown, statistics, tables, terminal
 from pipeline.system.command import PipelineError
@@ -42,7 +42,8 @@ def compared():
     """What comparison.json would hold, without the second that drawing costs."""
     config = params.read()
     records = compare.load(config)
-    return compare.compare(config, records, compare.read_predictions(records))
+    exported = {run: exports.evaluated(run) for run in config.export.runs}
+    return compare.compare(config, records, compare.read_predictions(records), exported)
 
 
 def printed(capsys):
@@ -587,3 +588,64 @@ def test_readme_shows_the_tables_of_the_report():
     recorded, page = files.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
     for rows in (tables.accuracy(recorded), tables.cost(recorded), tables.runs(recorded)):
         assert markdown.table(rows) in page, "copy the tables of report/README.md into README.md"
+
+
+def test_exported_files_stand_beside_the_published_ones(capsys):
+    list_runs("baseline-0", "custom-0")
+    for run in ("baseline-0", "custom-0"):
+        write_run(run)
+    write_export("custom-0")
+    write_export("baseline-0", int8=False, violations=["it is too large"])
+    comparison = compared()
+    row = comparison["exports"]["custom"]
+    assert (row["run"], row["int8"]["bytes"], row["int8"]["latency_ms"]) == ("custom-0", 152_624, 0.417)
+    assert (row["threads"], row["processor"], row["violations"]) == (2, "Made-up 9000", [])
+    assert comparison["exports"]["baseline"]["int8"] is None
+    page = markdown.page(comparison)
+    assert "| custom int8 | 152,624 | 90.00 | 85.12 | 0.42 | 100.00 | 220,416 |" in page
+    assert "| mlperf-tiny-resnet8\\* int8 | 98,496 | – | 86.97 | – | – | 55,984 |" in page  # noqa: RUF001
+    assert "78,666 parameters, 12.5 M multiply-adds. Its benchmark asks for 85 % of an int8 file." in page
+    assert "baseline int8" not in page
+    out = " ".join(printed(capsys).split())
+    assert "custom int8 152,624 90.00 85.12 0.42 " in out
+    assert "Reached by custom. baseline has no int8 file: layer 'x' uses Y. baseline: it is too large." in out
+    assert "Each int8 file keeps its limits" not in out
+
+
+def test_exported_files_change_no_budget_and_no_champion():
+    list_runs("custom-0")
+    write_run("custom-0")
+    before = compared()
+    assert "Exported files" not in markdown.page(before)
+    write_export("custom-0")
+    after = compared()
+    for key in before.keys() - {"exports"}:
+        assert after[key] == before[key]
+    assert "Each int8 file keeps its limits of size and of validation accuracy." in markdown.page(after)
+
+
+def test_what_an_int8_file_must_reach_is_asked_of_all_images_only():
+    list_runs("custom-0")
+    write_run("custom-0", comparable=False)
+    write_export("custom-0")
+    page = markdown.page(compared())
+    assert "Its benchmark asks for 85 % of an int8 file.\\\n" in page
+    assert "eached by" not in page
+
+
+@pytest.mark.parametrize("damage", ["absent", "of another model", "without bytes"])
+def test_listed_export_that_cannot_be_read_is_named_with_its_command(damage):
+    list_runs("custom-0")
+    write_run("custom-0")
+    write_export("custom-0")
+    path = Path("results/custom-0/export/export.json")
+    if damage == "absent":
+        path.unlink()
+    elif damage == "of another model":
+        Path("results/custom-0/model.keras").write_text("another")
+    else:
+        content = files.read_json(path)
+        del content["int8"]["bytes"]
+        files.write_json(path, content)
+    with pytest.raises(PipelineError, match=r"results/custom-0/export/export\.json .*(make it with|int8\.bytes)"):
+        compare.main()

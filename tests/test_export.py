@@ -13,7 +13,7 @@ from pipeline import export
 from pipeline.config import params
 from pipeline.conversion import exported, litert, rewrite
 from pipeline.conversion.interpreter import LiteRTModel
-from pipeline.records import files
+from pipeline.records import exports, files
 from pipeline.system.command import PipelineError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
@@ -201,7 +201,7 @@ def test_export_is_of_the_files_that_it_writes(stage):
     config = params.read().data
     test = dataset.read_test("data/cifar10", config.test_images, config.split_seed)
     _, val = dataset.read_train_val("data/cifar10", config.train_images, config.val_images, config.split_seed)
-    for kind, name in exported.FILES.items():
+    for kind, name in exports.FILES.items():
         content = (stage.results / "export" / name).read_bytes()
         assert (results[kind]["bytes"], results[kind]["sha256"]) == (len(content), files.sha256_of(content))
         runs = LiteRTModel(content, 1)

@@ -51,7 +51,7 @@ def compared_or_refused(*names):
     chosen = params.read()
     try:
         records = compare.load(chosen)
-        comparison = compare.compare(chosen, records, compare.read_predictions(records))
+        comparison = compare.compare(chosen, records, compare.read_predictions(records), {})
         markdown.page(comparison).encode()
         json.dumps(comparison, allow_nan=False)
     except PipelineError as error:
@@ -176,7 +176,7 @@ def comparison(workplace):
     chosen = params.read()
     Path("report").mkdir()
     records = compare.load(chosen)
-    return compare.compare(chosen, records, compare.read_predictions(records))
+    return compare.compare(chosen, records, compare.read_predictions(records), {})
 
 
 @fuzz

@@ -17,7 +17,7 @@ from pipeline.tracking import store
 def comparison():
     config = params.read()
     records = compare.load(config)
-    return compare.compare(config, records, compare.read_predictions(records))
+    return compare.compare(config, records, compare.read_predictions(records), {})
 
 
 def write_report():

@@ -1,4 +1,4 @@
-"""Published results, `reference/<name>.json`, and their epochs where they were published."""
+"""Published results, `reference/<name>.json`, their epochs where they were published; and published files."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +8,7 @@ from pipeline.records.files import Content, read_json
 from pipeline.records.record import Count, Fraction, Measure, read_history
 
 REFERENCE = Path("reference")
+EXPORTED = REFERENCE / "exported"
 
 
 class _Published(Content):
@@ -24,6 +25,23 @@ class _Published(Content):
     notes: list[str]
 
 
+class _File(Content):
+    bytes: Count
+    test_accuracy: Fraction
+    arena_bytes: Count | None = None
+
+
+class _PublishedFiles(Content):
+    name: str
+    parameters: Count
+    multiply_adds: Count
+    int8_accuracy_to_reach: Fraction
+    float32: _File
+    int8: _File
+    source: str
+    notes: list[str]
+
+
 def load_reference(name: str) -> dict[str, Any]:
     """A published result; its epochs, if published, as rows under `history`."""
     published = read_json(REFERENCE / f"{name}.json", _Published)
@@ -34,6 +52,11 @@ def load_reference(name: str) -> dict[str, Any]:
 def names() -> list[str]:
     """The names of the published results."""
     return sorted(path.stem for path in REFERENCE.glob("*.json"))
+
+
+def exported_files() -> list[dict[str, Any]]:
+    """Published models as files: no budget and no verdict counts them."""
+    return [read_json(path, _PublishedFiles) for path in sorted(EXPORTED.glob("*.json"))]
 
 
 def day_ms(day: str) -> int:

@@ -24,13 +24,19 @@ DIFFERENCE = 0.003  # whose number of seeds is told
 ASSUMED_STD = (0.002, 0.005)  # of accuracy over seeds, until a recipe has two of them
 
 
-def compare(config: params.Params, records: dict[str, Record], predictions: dict[str, Predictions]) -> dict[str, Any]:
+def compare(
+    config: params.Params,
+    records: dict[str, Record],
+    predictions: dict[str, Predictions],
+    exports: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
     """Compares the runs of params.yaml, with each other and with what is published.
 
     Args:
         config: its recipes, budgets and rules.
         records: by run.
         predictions: by run, of the same test images.
+        exports: what the exported files are worth, by run; of a recipe its lowest seed.
     """
     runs = [run_metrics(run) for run in records.values()]
     seeds = {recipe: [run for run in runs if run["recipe"] == recipe] for recipe in config.recipes}
@@ -56,6 +62,8 @@ def compare(config: params.Params, records: dict[str, Record], predictions: dict
         "limits": {name: limits(budget) for name, budget in config.compare.budgets.items()},
         "champions": champions.choose(config.compare, seeds, recipes),
         "published": published,
+        "exports": {config.runs[run].recipe: export for run, export in exports.items()},
+        "published_exports": references.exported_files(),
         "runs": runs,
     }
 

@@ -124,6 +124,41 @@ def published_notes() -> list[str]:
     ]
 
 
+def export_notes(comparison: dict[str, Any]) -> list[str]:
+    """What the table of exported files needs said; the limits that they do not keep; who reaches what is asked."""
+    exports = comparison["exports"]
+    if not exports:
+        return []
+    notes = [
+        "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
+        f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
+    ]
+    for published in comparison["published_exports"]:
+        asked = published["int8_accuracy_to_reach"]
+        notes.append(
+            f"* published, trained for {published['epochs']} epochs: {published['parameters']:,} parameters, "
+            f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark asks for {100 * asked:g} % of an "
+            f"int8 file. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
+        )
+    notes += [
+        f"{recipe} has no int8 file: {row['without_int8']}." for recipe, row in exports.items() if not row["int8"]
+    ]
+    violations = [f"{recipe}: {words}." for recipe, row in exports.items() for words in row["violations"]]
+    return notes + (violations or ["Each int8 file keeps its limits of size and of validation accuracy."])
+
+
+def _machines(exports: dict[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(f"{row['threads']} threads of {row['processor']}" for row in exports.values()))
+
+
+def _reach(exports: dict[str, Any], asked: float) -> str:
+    """Which recipes' int8 files reach an accuracy on the test images, and which do not."""
+    reached = {recipe: row["int8"]["test_accuracy"] >= asked for recipe, row in exports.items() if row["int8"]}
+    words = {True: "Reached by {}.", False: "Not reached by {}."}
+    names = {value: [recipe for recipe, reaches in reached.items() if reaches == value] for value in words}
+    return " ".join(text.format(", ".join(names[value])) for value, text in words.items() if names[value])
+
+
 def rule(comparison: dict[str, Any]) -> list[str]:
     """The champions' rule, once."""
     return [champions.rule(champion) for champion in list(comparison["champions"].values())[:1]]

@@ -34,6 +34,7 @@ def page(comparison: dict[str, Any]) -> str:
         f"## {tables.title('Budgets', comparison)}",
         table(tables.budgets(comparison)),
         _lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
+        *_exports(comparison),
         f"## {tables.title('The model to take', comparison)}",
         _lines(findings.rule(comparison)),
         table(findings.others(comparison)),
@@ -54,6 +55,18 @@ def page(comparison: dict[str, Any]) -> str:
         table(tables.runs(comparison)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _exports(comparison: dict[str, Any]) -> list[str]:
+    if not comparison["exports"]:
+        return []
+    sources = {row["name"]: [row["source"], *row["notes"]] for row in comparison["published_exports"]}
+    return [
+        f"## {tables.title('Exported files', comparison)}",
+        table(tables.exports(comparison)),
+        _lines(findings.export_notes(comparison)),
+        "\n".join(f"- {name}: {' '.join(texts)}" for name, texts in sources.items()),
+    ]
 
 
 def table(rows: tables.Rows) -> str:

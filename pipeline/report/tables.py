@@ -15,13 +15,16 @@ FORMATS = {  # key in comparison.json: format, scale
     "test_loss": (".4f", 1),
     "val_accuracy": (".2f", 100),
     "val_loss": (".4f", 1),
-    "calibration_error": (".2f", 100),
     "seeds": ("d", 1),
     "parameters": (",d", 1),
     "multiply_adds": (",.1f", 1e-6),
     "epochs": ("d", 1),
     "training_minutes": (",.1f", 1),
     "images_per_second": (",.0f", 1),
+    "bytes": (",d", 1),
+    "latency_ms": (".2f", 1),
+    "test_agreement": (".2f", 100),
+    "arena_bytes": (",d", 1),
 }
 ACCURACY = {
     "test_accuracy": "test\n%",
@@ -36,6 +39,14 @@ COST = {
     "epochs": "\nepochs",
     "training_minutes": "\nminutes",
     "images_per_second": "\nimages/s",
+}
+EXPORTS = {
+    "bytes": "\nbytes",
+    "val_accuracy": "val.\n%",
+    "test_accuracy": "test\n%",
+    "latency_ms": "\nms",
+    "test_agreement": "same\nclass %",
+    "arena_bytes": "arena,\nbytes",
 }
 MEANS = {  # key: name, unit
     "test_accuracy": "test accuracy, %",
@@ -104,6 +115,19 @@ def descriptions(comparison: dict[str, Any]) -> Rows:
         [name, *(f"{100 * value:.1f} ({interval([low, high], '.1f')})" for value, low, high in values)]
         for name in names
         for values in [[of[name] for of in described.values()]]
+    ]
+
+
+def exports(comparison: dict[str, Any]) -> Rows:
+    """Each exported file, after the published ones; nothing but a header where no run is exported."""
+    if not comparison["exports"]:
+        return [["file", *EXPORTS.values()]]
+    files = {f"{published['name']}*": published for published in comparison["published_exports"]}
+    return [["file", *EXPORTS.values()]] + [
+        [f"{name} {kind}", *(cell(row[kind], key) for key in EXPORTS)]
+        for name, row in (files | comparison["exports"]).items()
+        for kind in ("float32", "int8")
+        if row[kind]
     ]
 
 

@@ -22,8 +22,11 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         (tables.TITLE, tables.accuracy(comparison), findings.accuracy_notes(comparison)),
         ("Cost", tables.cost(comparison), []),
         ("Verdicts", [row[:-1] for row in tables.pairs(comparison)], findings.pair_notes(comparison)),  # no room for p
+        ("Exported files", [row[:5] for row in tables.exports(comparison)], findings.export_notes(comparison)),
         ("Budgets", tables.budgets(comparison), [f"{name}: {words}" for name, words in comparison["limits"].items()]),
     ):
+        if not rows[1:] and not notes:
+            continue
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for name, number in zip(rows[0], tables.are_numbers(rows), strict=True):
             table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
