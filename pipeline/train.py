@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import tracking
 from pipeline.config import params
@@ -20,9 +20,10 @@ from pipeline.system.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
     from pipeline.system.device import Device
-    from pipeline.system.progress import TrainingProgress
+    from pipeline.system.progress import ShownEpochs
     from pipeline.training import loop
     from pipeline.training.dataset import Split
 
@@ -59,10 +60,61 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
         PipelineError: the data is missing or damaged, the model cannot be trained, the loss is not finite, or the
             results cannot be written.
     """
-    from pipeline import models
-    from pipeline.evaluation import geometry
     from pipeline.system.progress import TrainingProgress
     from pipeline.training import loop
+
+    prepared = prepare(run, config, machine)
+    log, found = begin_or_resume(run, config, prepared.fingerprint, code_origin() | prepared.environment)
+    live = tracking.Live(log, {"geometry.json": prepared.layers})
+    progress = TrainingProgress(
+        prepared.title + (f"; resumes after epoch {found.epoch}" if found else ""), config.recipe_of(run).epochs
+    )
+    record_epoch = EpochRecorder(log, prepared.fingerprint, progress, live)
+    with recorded_end(log, live), progress:
+        compute(
+            prepared,
+            resume=loop.State(found.epoch, found.values) if found else None,
+            on_steps=progress.steps,
+            on_epoch=lambda epoch, state: record_epoch(
+                epoch.metrics(), epoch.images_per_second, loop.digest(prepared.model), state.values
+            ),
+        )
+        keras_file.save(prepared.model, log.model_file)
+    checkpoint.clear(record.CHECKPOINTS / run)
+
+
+class Prepared(NamedTuple):
+    """A training run before its first step.
+
+    Attributes:
+        run: its name.
+        config: the whole of params.yaml.
+        machine: what it is computed on.
+        model: with its initial weights.
+        train_split: the images to learn from.
+        val_split: the images to validate on.
+        fingerprint: all that its weights depend on.
+        environment: what its record says of data, device and versions.
+        layers: geometry.json.
+        title: what it is, for a person.
+    """
+
+    run: str
+    config: params.Params
+    machine: "Device"
+    model: "keras.Model"
+    train_split: "Split"
+    val_split: "Split"
+    fingerprint: dict[str, Any]
+    environment: dict[str, Any]
+    layers: str
+    title: str
+
+
+def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
+    """Reads the data and builds the model. Writes nothing. Raises PipelineError as `train` does."""
+    from pipeline import models
+    from pipeline.evaluation import geometry
     from pipeline.training.trainable import check_trainable
 
     recipe = config.recipe_of(run)
@@ -71,32 +123,45 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
     with one_line_errors(run, config.runs[run].recipe):
         check_trainable(model)
     data_hash = fingerprint.hash_data(train_split, val_split)
-    mark = fingerprint.fingerprint(config, run, machine, data_hash)
-    layers = json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1)
-    log, state = begin_or_resume(run, config, mark, environment(machine, data_hash))
-    live = tracking.Live(log, {"geometry.json": layers})
-    progress = TrainingProgress(
-        f"{run}: {model.count_params():,} parameters, {command.counted(recipe.epochs, 'epoch')} of "
-        f"{len(train_split.labels):,} images, {machine.name} ({machine.threads} threads), {machine.precision}"
-        + (f"; resumes after epoch {state.epoch}" if state else ""),
-        recipe.epochs,
+    return Prepared(
+        run=run,
+        config=config,
+        machine=machine,
+        model=model,
+        train_split=train_split,
+        val_split=val_split,
+        fingerprint=fingerprint.fingerprint(config, run, machine, data_hash),
+        environment=environment(machine, data_hash),
+        layers=json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1),
+        title=f"{run}: {model.count_params():,} parameters, {command.counted(recipe.epochs, 'epoch')} of "
+        f"{len(train_split.labels):,} images, {machine.name} ({machine.threads} threads), {machine.precision}",
     )
-    with recorded_end(log, live), one_line_errors(run, config.runs[run].recipe), progress:
+
+
+def compute(
+    prepared: Prepared,
+    resume: "loop.State | None",
+    on_steps: Callable[[int, int, int, float], None],
+    on_epoch: Callable[["loop.Epoch", "loop.State"], None],
+) -> None:
+    """Trains the model in place; the arguments are those of `loop.train`. Writes nothing. Raises as `train` does."""
+    from pipeline.training import loop
+
+    run, config, machine = prepared.run, prepared.config, prepared.machine
+    with one_line_errors(run, config.runs[run].recipe):
         loop.train(
-            model,
-            recipe,
+            prepared.model,
+            config.recipe_of(run),
             config.runs[run].seed,
-            train_split,
-            val_split,
+            prepared.train_split,
+            prepared.val_split,
             policy=machine.policy,
             strategy=machine.strategy,
             xla=machine.xla,
-            resume=state,
-            on_steps=progress.steps,
-            on_epoch=EpochRecorder(model, log, mark, progress, live),
+            resume=resume,
+            on_steps=on_steps,
+            on_epoch=on_epoch,
         )
-        keras_file.save(model, log.model_file)
-    checkpoint.clear(record.CHECKPOINTS / run)
 
 
 def read_splits(data: params.Data) -> tuple["Split", "Split"]:
@@ -112,16 +177,14 @@ def read_splits(data: params.Data) -> tuple["Split", "Split"]:
 
 def begin_or_resume(
     run: str, config: params.Params, mark: dict[str, Any], environment: dict[str, Any]
-) -> tuple[record.Record, "loop.State | None"]:
-    """The run's record and the state to resume from: those of its newest checkpoint, else a new record and None."""
-    from pipeline.training import loop
-
+) -> tuple[record.Record, checkpoint.Checkpoint | None]:
+    """The run's record and the checkpoint to resume from; a new record and None if no epoch has been finished."""
     found, notes = checkpoint.newest(record.CHECKPOINTS / run, mark)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if found:
         log = record.resume(run, found.training, found.history)
-        return log, loop.State(found.epoch, found.values) if found.epoch else None
+        return log, found if found.epoch else None
     log = record.begin(run, config.runs[run].recipe, config.flat(run), config.data.comparable, environment)
     write_checkpoint(log, mark, [])  # killed before its first epoch ends, it resumes in the same MLflow run
     return log, None
@@ -140,28 +203,24 @@ def write_checkpoint(log: record.Record, mark: dict[str, Any], values: list) -> 
 class EpochRecorder:
     """Takes each finished epoch to the record on disk, a checkpoint, the terminal and MLflow."""
 
-    def __init__(
-        self,
-        model: "keras.Model",
-        log: record.Record,
-        mark: dict[str, Any],
-        progress: "TrainingProgress",
-        live: tracking.Live,
-    ):
-        self._model, self._log, self._mark, self._progress, self._live = model, log, mark, progress, live
+    def __init__(self, log: record.Record, mark: dict[str, Any], progress: "ShownEpochs", live: tracking.Live):
+        self._log, self._mark, self._progress, self._live = log, mark, progress, live
         self._epoch_began = time.monotonic()
 
-    def __call__(self, epoch: "loop.Epoch", state: "loop.State") -> None:
-        """Records the epoch whose weights the model holds."""
-        from pipeline.training import loop
-
+    def __call__(
+        self, metrics: dict[str, float], images_per_second: float, weights_digest: str, values: list["np.ndarray"]
+    ) -> None:
+        """Records an epoch: its metrics, speed and weights, and the arrays of `loop.State`."""
         seconds = time.monotonic() - self._epoch_began
         self._epoch_began = time.monotonic()
-        metrics = epoch.metrics()
-        self._log.add_epoch(metrics, seconds, epoch.images_per_second, loop.digest(self._model))
-        write_checkpoint(self._log, self._mark, state.values)
-        self._progress.epoch(metrics, seconds, epoch.images_per_second)
+        self._log.add_epoch(metrics, seconds, images_per_second, weights_digest)
+        write_checkpoint(self._log, self._mark, values)
+        self._progress.epoch(metrics, seconds, images_per_second)
         self._live.update(self._log)
+
+
+class StoppedError(Exception):
+    """Ends a training run on purpose; its record says `killed` and the reason."""
 
 
 @contextlib.contextmanager
@@ -177,6 +236,9 @@ def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
         raise
     except SystemExit:  # what SIGTERM becomes
         status, reason = "killed", "ended by SIGTERM"
+        raise
+    except StoppedError as error:
+        status, reason = "killed", str(error)
         raise
     except BaseException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -212,12 +274,16 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
 
 
 def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
-    """What a training run ran on and from: never equal between machines, so kept apart from history and metrics."""
+    """What a training run ran on: never equal between machines, so kept apart from history and metrics."""
     from pipeline.system import device
 
+    return {"data_hash": data_hash, **machine.fingerprint(), **device.versions()}
+
+
+def code_origin() -> dict[str, Any]:
+    """Which commit and which of DVC's experiments a training run comes from."""
     experiment = {"dvc_experiment": os.environ["DVC_EXP_NAME"]} if os.environ.get("DVC_EXP_NAME") else {}
-    origin = provenance.read().as_tags()
-    return {**origin, **experiment, "data_hash": data_hash, **machine.fingerprint(), **device.versions()}
+    return {**provenance.read().as_tags(), **experiment}
 
 
 if __name__ == "__main__":

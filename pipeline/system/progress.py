@@ -1,7 +1,19 @@
 """What a person sees of a training run: a moving line and a row for each epoch; without a terminal the rows alone."""
 
+from typing import Protocol
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class ShownEpochs(Protocol):
+    """Where a training run shows how far it is."""
+
+    def steps(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        """Steps are done."""
+
+    def epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
+        """An epoch is finished."""
 
 
 class TrainingProgress:
