@@ -52,7 +52,7 @@ test-faults: setup ## killed, starved and misled training runs, full disks, fail
 	KILLS=20 python -m pytest -m faults -rs
 
 lint: setup
-	ruff check . && ruff format --check . && mypy
+	ruff check . && ruff format --check . && mypy && oxlint --quiet pipeline/report/page/scripts
 
 bench: setup ## training throughput beside stock Keras and, where it is installed, PyTorch
 	python -m benchmarks.throughput

@@ -19,6 +19,7 @@ from pipeline.records.record import Record
 from pipeline.report import comparison_plots, markdown, recorded, terminal
 from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
 from pipeline.report.comparison_plots import History
+from pipeline.report.page import build, images
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 
@@ -31,7 +32,10 @@ def main() -> None:
         config = params.read()
         records = load(config)
         exported = {run: exports.evaluated(run) for run in config.export.runs}
-        write_report(compare(config, records, read_predictions(records), exported), read_histories(records))
+        seen, histories = read_predictions(records), read_histories(records)
+        comparison = compare(config, records, seen, exported)
+        page = build.page(config, comparison, histories, seen, records, images.read_validation(config))
+        write_report(comparison, histories, page)
     if recorded.COMPARISON.exists():
         recorded.from_comparison(terminal.show_comparison)
     else:
@@ -101,12 +105,13 @@ def read_histories(records: dict[str, Record]) -> dict[str, History]:
     }
 
 
-def write_report(comparison: dict[str, Any], histories: dict[str, History]) -> None:
+def write_report(comparison: dict[str, Any], histories: dict[str, History], page: bytes) -> None:
     """Writes `report/`. Equal input gives equal bytes."""
     files = {
         "curves.csv": _curves_csv(histories).encode(),
         "curves.png": comparison_plots.validation_curves(comparison, histories),
         "accuracy_vs_parameters.png": comparison_plots.accuracy_vs_parameters(comparison),
+        "index.html": page,
         "README.md": markdown.page(comparison).encode(),
         "champions.json": _json(comparison["champions"]),
         "comparison.json": _json(comparison),

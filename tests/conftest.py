@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 import yaml
@@ -113,6 +114,22 @@ def environment() -> dict:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CIFAR10_SOURCE": str(ROOT / "data/cifar10"),
     }
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser. Without one the tests are skipped, but fail in CI."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, browser.NAMES)), None)
+    if path is None and not os.environ.get("CI"):
+        pytest.skip("Chromium is not installed: on Debian, apt-get install chromium")
+    assert path, f"Chromium is not installed: none of {', '.join(browser.NAMES)} is on the PATH"
+    with sync_playwright() as playwright:
+        # A container's root cannot have the sandbox.
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 def sh(command: str, cwd: Path, environment: dict) -> str:

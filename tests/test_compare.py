@@ -456,7 +456,7 @@ def test_equal_records_give_equal_bytes_without_tensorflow_or_mlflow():
     assert done.stderr == "set()\n"
     assert report_files() == first
     tables_and_numbers = {"README.md", "champions.json", "comparison.json", "curves.csv", "metrics.json"}
-    assert set(first) == tables_and_numbers | {"curves.png", "accuracy_vs_parameters.png"}
+    assert set(first) == tables_and_numbers | {"curves.png", "accuracy_vs_parameters.png", "index.html"}
     for name in ("curves.png", "accuracy_vs_parameters.png"):
         assert first[name].startswith(b"\x89PNG")
         assert b"tEXt" not in first[name]  # matplotlib's version

@@ -1,5 +1,6 @@
 """What the comparison says, in sentences: the same in the terminal and in Markdown."""
 
+import math
 from typing import Any
 
 from pipeline.records.record import NOT_COMPARABLE
@@ -23,12 +24,8 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
         f"Recipe {name}: test accuracy {tables.cell(row, 'test_accuracy')} %, "
         f"validation {tables.cell(row, 'val_accuracy')} %, n = {row['seeds']}.",
     ]
-    within = set(champion["within_limits"])
-    others = [recipe for recipe in comparison["recipes"] if recipe in within and recipe != name]
-    if others:
-        rival = max(others, key=lambda recipe: comparison["recipes"][recipe]["test_accuracy"])
-        (pair,) = (pair for pair in comparison["pairs"] if {name, rival} == set(pair["recipes"]))
-        sentences.append(_difference(pair, name, comparison["recipes"]))
+    if rival := best_other(comparison, champion):
+        sentences.append(_difference(pair_of(comparison, name, rival), name, comparison["recipes"]))
     for row in comparison["against_published"]:
         if (row["recipe"], row["published"]) == (name, budget):
             sentences.append(f"Against the published result: {_points(row['difference'], row['interval'])}).")
@@ -58,6 +55,88 @@ def _difference(pair: dict[str, Any], name: str, recipes: dict[str, Any]) -> str
 
 def _points(difference: float, limits: list[float]) -> str:
     return f"{100 * difference:+.2f} points of test accuracy (95 % interval {tables.interval(limits)}"
+
+
+def answer(comparison: dict[str, Any], budget: str) -> str:
+    """The model to take within a budget: how much better it is than the best other recipe, and whether that is certain.
+
+    Compared are test accuracies, by the pair's own verdict; the model was chosen by validation accuracy.
+    """
+    champion = comparison["champions"][budget]
+    limits = comparison["limits"][budget].partition(", test")[0].removeprefix("at most ")
+    name = champion["recipe"]
+    if name is None:
+        return f"Within {limits}: {champion['note']}."
+    published = {row["recipe"]: row for row in comparison["against_published"] if row["published"] == budget}
+    rival = best_other(comparison, champion)
+    if rival is None:
+        ahead = f" It {beats([published[name]])}." if name in published else ""
+        return f"Within {limits}, take {champion['run']}, the only recipe there.{ahead}"
+    pair = pair_of(comparison, name, rival)
+    ours, theirs = sides(pair, name)
+    taken = name if pair["of"] == "recipes" else champion["run"]
+    clause = verdict(pair, "it" if ours == taken else ours, f"{theirs}, the best of the others,", first=name)
+    ahead = f"; both {beats([published[name], published[rival]])}" if {name, rival} <= set(published) else ""
+    why = "" if " worse " not in clause else " The choice is by validation accuracy and number of seeds, as always."
+    return f"Within {limits}, take {taken}: {clause.rstrip(',')}{ahead}. {certainty(pair)}{why}"
+
+
+def best_other(comparison: dict[str, Any], champion: dict[str, Any]) -> str | None:
+    """Of the other recipes within the limits, the one with the best test accuracy."""
+    recipes = comparison["recipes"]
+    others = [name for name in recipes if name in champion["within_limits"] and name != champion["recipe"]]
+    return max(others, key=lambda name: recipes[name]["test_accuracy"], default=None)
+
+
+def pair_of(comparison: dict[str, Any], *recipes: str) -> dict[str, Any]:
+    """The pair of two recipes, in whichever order it stands."""
+    (found,) = (pair for pair in comparison["pairs"] if set(pair["recipes"]) == set(recipes))
+    return found
+
+
+def sides(pair: dict[str, Any], first: str) -> list[str]:
+    """What a pair compares, recipes or runs; that of the recipe `first` comes first."""
+    names = pair["recipes"] if pair["of"] == "recipes" else [runs[0] for runs in pair["runs"]]
+    return names if first == pair["recipes"][0] else names[::-1]
+
+
+def verdict(pair: dict[str, Any], ours: str, theirs: str, first: str) -> str:
+    """A pair's verdict as a clause, with the interval of the difference.
+
+    Args:
+        pair: of the comparison.
+        ours: how the clause names the side of the recipe `first`.
+        theirs: how it names the other side.
+        first: the recipe that the clause is about.
+    """
+    sign = 1 if first == pair["recipes"][0] else -1
+    low, high = sorted(100 * sign * limit for limit in pair["interval"])
+    if pair["verdict"] == "not told apart":
+        return f"{ours} and {theirs} are not told apart ({low:+.1f} to {high:+.1f} points)"
+    nearest, farthest = sorted((abs(low), abs(high)))
+    return f"{ours} is {nearest:.1f} to {farthest:.1f} points {'better' if sign > 0 else 'worse'} than {theirs}"
+
+
+def certainty(pair: dict[str, Any]) -> str:
+    """Whether a pair's verdict is certain, and of what."""
+    is_told_apart = pair["verdict"] != "not told apart"
+    if pair["of"] == "recipes":
+        return "This is certain at the 95 % level." if is_told_apart else "So which is better is not certain."
+    certain = "certain at the 95 % level for" if is_told_apart else "not certain even for"
+    return (
+        f"This is {certain} these two trained networks; whether their recipes differ is open, since a recipe with one "
+        "seed may do better or worse with another."
+    )
+
+
+def beats(rows: list[dict[str, Any]]) -> str:
+    """How far recipes are ahead of a published result, at the least; `rows` of against_published."""
+    # Rounded down: at least so much.
+    low = math.floor(1000 * min(row["interval"][0] for row in rows) + 1e-9) / 10
+    verb = "beats" if len(rows) == 1 else "beat"
+    if low > 0:
+        return f"{verb} the published network by at least {low:.1f} points"
+    return f"{'is' if len(rows) == 1 else 'are'} not certain to beat the published network"
 
 
 def accuracy_notes(comparison: dict[str, Any]) -> list[str]:

@@ -1,0 +1,95 @@
+"""The page as one file: `report/index.html`. Equal input gives equal bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.config import params
+from pipeline.evaluation.predictions import Predictions
+from pipeline.records.record import Record
+from pipeline.report import findings, tables
+from pipeline.report.page import content, images
+from pipeline.report.page.content import Comparison, Histories
+from pipeline.training.cifar10 import CLASS_NAMES
+from pipeline.training.dataset import Split
+
+FOLDER = Path(__file__).parent
+# Each script uses what stands before it.
+SCRIPTS = ("page.js", "sorting.js")
+
+
+def page(
+    config: params.Params,
+    comparison: Comparison,
+    histories: Histories,
+    predictions: dict[str, Predictions],
+    records: dict[str, Record],
+    split: Split | None,
+) -> bytes:
+    """The page.
+
+    Args:
+        config: its budgets.
+        comparison: what comparison.json holds.
+        histories: the epochs of published results and of runs, by name.
+        predictions: by run.
+        records: by run.
+        split: the validation split; without it the page has no images, and says so.
+
+    Raises:
+        PipelineError: the images are not those of the predictions, or an exported file is damaged.
+    """
+    if split:
+        images.check(split, predictions)
+    intervals = content.accuracy_intervals(comparison, predictions)
+    budgets = sorted(config.compare.budgets, key=lambda name: config.compare.budgets[name].max_parameters)
+    shown = {
+        "classes": CLASS_NAMES,
+        "recipes": list(comparison["recipes"]),
+        "scatter": content.scatter(comparison, intervals),
+        "curves": content.curves(comparison, histories),
+        "pairs": content.pairs(comparison, predictions),
+    }
+    template = _environment().get_template("template.html")
+    return template.render(
+        title=tables.title("Which small CIFAR-10 network is best?", comparison),
+        comparison=comparison,
+        answers=[findings.answer(comparison, budget) for budget in budgets],
+        details=findings.budgets(comparison),
+        columns=content.COLUMNS,
+        rows=content.rows(comparison, intervals),
+        bar_limits=content.bar_limits(comparison, intervals),
+        notes=findings.accuracy_notes(comparison),
+        content=_json(shown),
+        script=_script,
+        scripts=SCRIPTS,
+        text=_text,
+    ).encode()
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _text(name: str) -> Markup:
+    """A file of this folder as it is."""
+    return Markup((FOLDER / name).read_text())
+
+
+def _script(name: str) -> Markup:
+    return _text(f"scripts/{name}")
+
+
+def _json(value: Any) -> Markup:
+    """JSON that ends no script element."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

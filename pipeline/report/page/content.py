@@ -1,0 +1,163 @@
+"""What the page shows: the comparison's numbers, arranged for its table, charts and pair view."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation import metrics
+from pipeline.evaluation.predictions import Predictions
+from pipeline.report import findings, statistics, tables
+from pipeline.training.cifar10 import CLASS_NAMES
+
+Comparison = dict[str, Any]
+Histories = dict[str, list[dict[str, float]]]
+COLUMNS = {
+    key: name.replace("-\n", "-").replace("\n", " ").strip() for key, name in {**tables.ACCURACY, **tables.COST}.items()
+}
+COSTS = {  # axis of the scatter: key of a row, label
+    "parameters": "parameters",
+    "multiply_adds": "multiply-adds",
+    "training_minutes": "training minutes",
+}
+METRICS = {  # columns of a history: label, unit, scale
+    "val_accuracy": ("validation accuracy", "%", 100),
+    "accuracy": ("training accuracy", "%", 100),
+    "val_loss": ("validation loss", "nats", 1),
+    "loss": ("training loss", "nats", 1),
+    "learning_rate": ("learning rate", "", 1),
+}
+
+
+def lowest_seeds(comparison: Comparison) -> dict[str, str]:
+    """Each recipe's run with the lowest seed, by recipe."""
+    runs = sorted(comparison["runs"], key=lambda run: run["seed"], reverse=True)
+    lowest = {run["recipe"]: run["run"] for run in runs}
+    return {recipe: lowest[recipe] for recipe in comparison["recipes"]}
+
+
+def accuracy_intervals(comparison: Comparison, predictions: dict[str, Predictions]) -> dict[str, list[float]]:
+    """95 % intervals of each recipe's test accuracy: over further images and, with two seeds or more, seeds."""
+    intervals = {}
+    for recipe in comparison["recipes"]:
+        of_recipe = [predictions[run] for run in _runs(comparison, recipe)]
+        correct = np.stack([_predicted(seed) == seed.test_labels for seed in of_recipe]).astype(np.float64)
+        estimate = statistics.over_seeds_and_images(correct)
+        intervals[recipe] = [round(estimate.low, 6), round(estimate.high, 6)]
+    return intervals
+
+
+def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The rows of the table: name, kind, badges, one cell a column, one result a budget."""
+    marks: dict[str, list[str]] = {}
+    for budget, champion in comparison["champions"].items():
+        if champion["recipe"]:
+            marks.setdefault(champion["recipe"], []).append(f"{champion['status']}: {budget}")
+    published = {row["run"]: ("published", row, None) for row in comparison["published"]}
+    recipes = {recipe: ("recipe", row, intervals[recipe]) for recipe, row in comparison["recipes"].items()}
+    return [
+        {
+            "name": name,
+            "kind": kind,
+            "marks": marks.get(name, []),
+            "cells": [{"key": key, "text": tables.cell(row, key), "value": row.get(key)} for key in COLUMNS],
+            "interval": interval,
+            "budgets": [
+                results[name] | {"budget": budget} if name in results else None
+                for budget, results in comparison["budgets"].items()
+            ],
+        }
+        for name, (kind, row, interval) in (published | recipes).items()
+    ]
+
+
+def bar_limits(comparison: Comparison, intervals: dict[str, list[float]]) -> tuple[int, int]:
+    """The ends of the table's interval bars, in percent: whole, and five apart."""
+    ends = [end for interval in intervals.values() for end in interval]
+    ends += [row["test_accuracy"] for row in comparison["published"]]
+    low, high = 5 * math.floor(20 * min(ends)), 5 * math.ceil(20 * max(ends))
+    return low, max(high, low + 5)
+
+
+def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> dict[str, Any]:
+    """Points of accuracy against cost, and for each cost the Pareto front: no other is as cheap and as accurate."""
+    rows = [(row["run"], "published", row) for row in comparison["published"]]
+    rows += [(recipe, "recipe", row) for recipe, row in comparison["recipes"].items()]
+    points = [
+        {
+            "name": name,
+            "kind": kind,
+            "accuracy": row["test_accuracy"],
+            "interval": intervals.get(name),
+            "costs": {key: row.get(key) for key in COSTS},
+        }
+        for name, kind, row in rows
+    ]
+    axes = [
+        {"key": key, "label": label, "front": front(points, key)}
+        for key, label in COSTS.items()
+        if any(point["costs"].get(key) for point in points)
+    ]
+    return {"axes": axes, "points": points}
+
+
+def front(points: list[dict[str, Any]], key: str) -> list[str]:
+    """The Pareto front of accuracy and one cost: names, the cheapest first."""
+    names, best = [], 0.0
+    known = [point for point in points if point["costs"].get(key)]
+    for point in sorted(known, key=lambda point: (point["costs"][key], -point["accuracy"])):
+        if point["accuracy"] > best:
+            names.append(point["name"])
+            best = point["accuracy"]
+    return names
+
+
+def curves(comparison: Comparison, histories: Histories) -> dict[str, Any]:
+    """By metric and line, one list of values a run, epoch by epoch; the published epochs come last."""
+    runs = {
+        recipe: [run["run"] for run in comparison["runs"] if run["recipe"] == recipe]
+        for recipe in comparison["recipes"]
+    }
+    published = {row["run"]: [row["run"]] for row in comparison["published"] if row["run"] in histories}
+    lines = []
+    for kind, names in (("recipe", runs), ("published", published)):
+        for name, of_line in names.items():
+            columns = [key for key in METRICS if all(key in histories[run][0] for run in of_line)]
+            values = {key: [[row[key] for row in histories[run]] for run in of_line] for key in columns}
+            lines.append({"name": name, "kind": kind, "runs": of_line, "values": values})
+    keys = [key for key in METRICS if any(key in line["values"] for line in lines)]
+    shown = [{"key": key, **dict(zip(("label", "unit", "scale"), METRICS[key], strict=True))} for key in keys]
+    return {"metrics": shown, "lines": lines}
+
+
+def pairs(comparison: Comparison, predictions: dict[str, Predictions]) -> dict[str, Any]:
+    """Each pair's verdict in words, each recipe's recall of a class, and its confusion matrix on the test images."""
+    verdicts = []
+    for pair in comparison["pairs"]:
+        first = pair["recipes"][0]
+        ours, theirs = findings.sides(pair, first)
+        clause = findings.verdict(pair, ours, theirs, first)
+        sentences = [f"{clause}.", findings.certainty(pair), pair["note"] and f"{pair['note']}."]
+        details = f"Adjusted p {tables.p(pair['p_adjusted'])}."
+        verdicts.append({"recipes": pair["recipes"], "text": " ".join(filter(None, [*sentences, details]))})
+    recalls = {
+        recipe: [described[name] for name in CLASS_NAMES] for recipe, described in comparison["descriptions"].items()
+    }
+    confusions = {}
+    for recipe in comparison["recipes"]:
+        seeds = [predictions[run] for run in _runs(comparison, recipe)]
+        confusions[recipe] = np.mean([_confusion(seed) for seed in seeds], axis=0).round(1).tolist()
+    return {"verdicts": verdicts, "recalls": recalls, "confusions": confusions}
+
+
+def _runs(comparison: Comparison, recipe: str) -> list[str]:
+    return [run["run"] for run in comparison["runs"] if run["recipe"] == recipe]
+
+
+def _predicted(predictions: Predictions) -> np.ndarray:
+    return predictions.test_probabilities.argmax(axis=1)
+
+
+def _confusion(predictions: Predictions) -> np.ndarray:
+    """Test images by true and predicted class, int [10, 10]."""
+    return metrics.confusion_matrix(predictions.test_probabilities, predictions.test_labels.astype(np.int64))

@@ -1,0 +1,184 @@
+"""The page `report/index.html`, as a browser shows it: made of made-up records, opened from disk."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from browser import Visit
+from conftest import ROOT
+from factories import list_runs, write_run
+
+from pipeline import compare
+from pipeline.config import params
+from pipeline.records.record import NOT_COMPARABLE
+from pipeline.report import findings, tables
+from pipeline.report.page import build, content
+from pipeline.training.dataset import Split
+
+WIDTHS = (360, 1440)
+RUNS = {  # test accuracy
+    "baseline-0": 0.86,
+    "custom-0": 0.85,
+    "custom-1": 0.853,
+    "custom-2": 0.847,
+    "compact-0": 0.91,
+    "compact-1": 0.914,
+}
+
+
+class Made(dict):
+    """A page that was written to `path`, and the comparison that it shows."""
+
+
+def make(folder, runs=RUNS, with_images=True, **change):
+    """Writes records into the folder, which must be the cwd, and the page beside them."""
+    shutil.copytree(ROOT / "reference", folder / "reference", dirs_exist_ok=True)
+    list_runs(*runs)
+    for seed, (run, accuracy) in enumerate(runs.items()):
+        is_compact = run.startswith("compact")
+        costs = {"parameters": 1_172_410, "multiply_adds": 55_145_472} if run.startswith("baseline") else {}
+        costs |= {"parameters": 90_514, "multiply_adds": 26_428_080} if is_compact else {}
+        costs |= {"val_accuracy": 0.71} if is_compact else {}
+        write_run(run, accuracy, errors_seed=seed, **costs, **change)
+    config = params.read()
+    records = compare.load(config)
+    seen, histories = compare.read_predictions(records), compare.read_histories(records)
+    made = Made(compare.compare(config, records, seen, {}))
+    made.html = build.page(config, made, histories, seen, records, images() if with_images else None)
+    made.path = folder / "index.html"
+    made.path.write_bytes(made.html)
+    return made
+
+
+def images():
+    """The validation images of made-up records: as many, with the same labels."""
+    return Split(np.random.default_rng(0).integers(0, 256, (5_000, 32, 32, 3), np.uint8), np.arange(5_000) % 10)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """One page for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return make(folder)
+
+
+@pytest.fixture(params=WIDTHS)
+def visit(made, chromium, request):
+    """The page at a phone's and at a desktop's width; nothing may be asked for, and no error shown."""
+    visit = Visit(chromium, made.path, request.param)
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def desktop(made, chromium):
+    visit = Visit(chromium, made.path)
+    yield visit
+    visit.close()
+
+
+def column(page, key):
+    """The table's numbers of a column, by name, as they are shown."""
+    cells = page.eval_on_selector_all(
+        f"#recipes td[data-key={key}]",
+        "cells => cells.map(cell => [cell.parentNode.dataset.name, cell.firstChild.textContent.trim()])",
+    )
+    return dict(cells)
+
+
+def test_numbers_in_the_table_are_those_of_the_comparison(made, visit):
+    rows = {row["run"]: row for row in made["published"]} | made["recipes"]
+    for key in content.COLUMNS:
+        assert column(visit.page, key) == {name: tables.cell(row, key) for name, row in rows.items()}
+    assert column(visit.page, "test_accuracy")["custom"] == "85.00"
+
+
+def test_bars_are_as_wide_as_the_intervals(made, desktop):
+    low, high = (
+        float(limit) for limit in desktop.page.inner_text("#recipes tr[data-name=compact] .interval").split(" to ")
+    )
+    assert low < 91.2 < high
+    bar, interval = (
+        desktop.page.locator(f"#recipes tr[data-name=compact] {it}").bounding_box() for it in (".bar", ".bar i")
+    )
+    ends = [int(end) for end in re.search(r"from (\d+) to (\d+) %", desktop.page.inner_text("#table-caption")).groups()]
+    assert interval["width"] / bar["width"] == pytest.approx((high - low) / (ends[1] - ends[0]), abs=0.01)
+    assert (interval["x"] - bar["x"]) / bar["width"] == pytest.approx((low - ends[0]) / (ends[1] - ends[0]), abs=0.01)
+
+
+def test_budgets_and_champions_are_marked(made, desktop):
+    page = desktop.page
+    marks = page.locator("#recipes .mark").all_inner_texts()
+    assert marks == ["champion: published-base", "champion: published-custom"]
+    assert page.locator("#recipes tr[data-name=custom] .mark").count() == 2  # the one recipe with three seeds
+    assert "1,172,410 parameters exceed 92,027" in page.inner_text("#recipes tr[data-name=baseline] td.fail")
+    assert page.locator("#recipes tr[data-name=compact] td.pass").count() == 2
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_table_is_sorted_by_a_columns_name_and_unknown_values_stay_last(desktop, by):
+    page = desktop.page
+
+    def press(name):
+        button = page.get_by_role("columnheader", name=name).get_by_role("button")
+        button.click() if by == "mouse" else button.press("Enter")
+
+    def names():
+        return page.eval_on_selector_all("#recipes tbody tr", "rows => rows.map(row => row.dataset.name)")
+
+    press("test %")
+    assert names() == ["compact", "baseline", "custom", "published-custom", "published-base"]
+    assert page.get_by_role("columnheader", name="test %").get_attribute("aria-sort") == "descending"
+    press("test %")
+    assert names() == ["published-base", "published-custom", "custom", "baseline", "compact"]
+    press("val. %")
+    assert names()[0] == "compact"
+    assert names()[-2:] == ["published-base", "published-custom"]
+    press("val. %")
+    assert set(names()[-2:]) == {"published-base", "published-custom"}
+    press("recipe")
+    assert names() == sorted(names())
+
+
+def test_answer_is_of_the_smallest_budget_first_and_says_whether_it_is_certain(made, visit):
+    sentences = visit.page.locator("#answer > p:is(.answer, .further)").all_inner_texts()
+    assert sentences == [findings.answer(made, budget) for budget in ("published-custom", "published-base")]
+    low, high = (f"{100 * limit:.1f}" for limit in findings.pair_of(made, "compact", "custom")["interval"])
+    assert sentences[0].startswith(
+        f"Within 92,027 parameters and 50 epochs, take custom: it is {low} to {high} points worse than compact, "
+        "the best of the others; both beat the published network by at least "
+    )
+    assert "This is certain at the 95 % level. The choice is by validation accuracy" in sentences[0]
+
+
+def test_page_fits_a_phone_and_each_width_between(made, chromium):
+    for width in (360, 768, 1440):
+        visit = Visit(chromium, made.path, width)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        visit.close()
+
+
+def test_quick_results_are_labelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert NOT_COMPARABLE.encode() not in make(tmp_path, {"custom-0": 0.85}).html
+    write_run("custom-0", 0.85, comparable=False)
+    config = params.read()
+    records = compare.load(config)
+    seen = compare.read_predictions(records)
+    found = compare.compare(config, records, seen, {})
+    html = build.page(config, found, compare.read_histories(records), seen, records, None)
+    assert NOT_COMPARABLE in re.search(r"<title>(.*)</title>", html.decode())[1]
+
+
+def test_equal_records_give_equal_bytes(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert make(tmp_path).html == made.html
+
+
+def test_names_end_no_script():
+    assert build._json({"a": "</script><b>"}) == '{"a":"\\u003c/script>\\u003cb>"}'
+    assert json.loads(build._json({"a": "</script>"})) == {"a": "</script>"}
