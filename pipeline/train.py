@@ -93,6 +93,7 @@ class Prepared(NamedTuple):
         model: with its initial weights.
         train_split: the images to learn from.
         val_split: the images to validate on.
+        teacher: the model to imitate, or None.
         fingerprint: all that its weights depend on.
         environment: what its record says of data, device and versions.
         layers: geometry.json.
@@ -105,6 +106,7 @@ class Prepared(NamedTuple):
     model: "keras.Model"
     train_split: "Split"
     val_split: "Split"
+    teacher: "keras.Model | None"
     fingerprint: dict[str, Any]
     environment: dict[str, Any]
     layers: str
@@ -122,7 +124,8 @@ def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
     model = models.build(recipe.model, config.runs[run].seed)
     with one_line_errors(run, config.runs[run].recipe):
         check_trainable(model)
-    data_hash = fingerprint.hash_data(train_split, val_split)
+    teacher, teacher_tags = read_teacher(config.teacher_of(run))
+    origin = {"data_hash": fingerprint.hash_data(train_split, val_split), **teacher_tags}
     return Prepared(
         run=run,
         config=config,
@@ -130,8 +133,9 @@ def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
         model=model,
         train_split=train_split,
         val_split=val_split,
-        fingerprint=fingerprint.fingerprint(config, run, machine, data_hash),
-        environment=environment(machine, data_hash),
+        teacher=teacher,
+        fingerprint=fingerprint.fingerprint(config, run, machine, origin),
+        environment=environment(machine, origin),
         layers=json.dumps(geometry.as_rows(geometry.geometry(model)), indent=1),
         title=f"{run}: {model.count_params():,} parameters, {command.counted(recipe.epochs, 'epoch')} of "
         f"{len(train_split.labels):,} images, {machine.name} ({machine.threads} threads), {machine.precision}",
@@ -155,6 +159,7 @@ def compute(
             config.runs[run].seed,
             prepared.train_split,
             prepared.val_split,
+            teacher=prepared.teacher,
             policy=machine.policy,
             strategy=machine.strategy,
             xla=machine.xla,
@@ -173,6 +178,22 @@ def read_splits(data: params.Data) -> tuple["Split", "Split"]:
         return dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
+
+
+def read_teacher(teacher: str | None) -> tuple["keras.Model | None", dict[str, str]]:
+    """The trained model of the run that is the teacher, and what names it: its record and its weights.
+
+    Raises:
+        PipelineError: it is not trained, or damaged.
+    """
+    from pipeline.evaluation import inference
+    from pipeline.training import loop
+
+    if teacher is None:
+        return None, {}
+    log = record.load(teacher)
+    model = inference.load_model(log.model_file, teacher)
+    return model, {"teacher_record_id": log.id, "teacher_weights_digest": loop.digest(model)}
 
 
 def begin_or_resume(
@@ -273,11 +294,16 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
         raise PipelineError(f"{run}: {error}; {command.resuming()}") from None
 
 
-def environment(machine: "Device", data_hash: str) -> dict[str, Any]:
-    """What a training run ran on: never equal between machines, so kept apart from history and metrics."""
+def environment(machine: "Device", origin: dict[str, str]) -> dict[str, Any]:
+    """What a training run ran on: never equal between machines, so kept apart from history and metrics.
+
+    Args:
+        machine: what it is computed on.
+        origin: digests of data and teacher.
+    """
     from pipeline.system import device
 
-    return {"data_hash": data_hash, **machine.fingerprint(), **device.versions()}
+    return {**origin, **machine.fingerprint(), **device.versions()}
 
 
 def code_origin() -> dict[str, Any]:

@@ -69,7 +69,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     if fingerprint.hash_data(*read_splits(config.data)) != log.training.environment.get("data_hash"):
         raise PipelineError(f"{run}: the data is not that of the record: fetch it again with `dvc repro --force fetch`")
     replay.copy_code(folder)
-    trace = replay.train(folder, run, epochs, "this code")
+    trace = replay.train(folder, run, epochs, "this code", config.teacher_of(run))
     theirs = replay.Trace("the record", log.training, log.history[: len(trace.history)])
     where, there = trace.training.environment, log.training.environment
     epochs = len(trace.history)
@@ -104,7 +104,7 @@ def against_commit(run: str, commit: str, epochs: int | None, overlay: Path | No
             overrides.replace(tree, params.parse(overlay), str(overlay))
             files.write(side / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
         print(f"with {name}:", flush=True)
-        traces.append(replay.train(side, run, epochs, name))
+        traces.append(replay.train(side, run, epochs, name, params.read().teacher_of(run)))
     before, after = traces
     difference = replay.first_difference(after, before)
     lengths = [len(trace.history) for trace in traces]

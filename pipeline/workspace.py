@@ -91,6 +91,7 @@ def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The values of params.yaml with all changes, checked, and the name of the only run asked for."""
     changed = "params.yaml with these changes"
     tree = params.read().model_dump()
+    listed = dict(tree["runs"])
     if arguments.overlay:
         overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
     seed = params.parse_text(arguments.seed, "seed") if arguments.seed else None
@@ -103,6 +104,7 @@ def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
             raise PipelineError(f"-S: received {command.shown(setting)}; allowed: KEY=VALUE")
         if value:
             overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), run)
+    overrides.complete_runs(tree, listed)
     config = params.check(tree, changed)
     if run:
         config.check_run(run)

@@ -24,7 +24,9 @@ HISTORY = [
 
 
 def list_runs(*runs):
-    listed = {run: {"recipe": run[:-2], "model": run[:-2], "seed": int(run[-1])} for run in runs}
+    listed = {
+        run: {"recipe": run[:-2], "model": run[:-2], "seed": int(run[-1]), "needs": "data/cifar10"} for run in runs
+    }
     tree = params.parse(ROOT / "params.yaml") | {"runs": listed}
     tree["export"]["runs"] = {}
     Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -12,6 +12,7 @@ from conftest import ROOT
 from pipeline import models
 from pipeline.config import params
 from pipeline.training import dataset, loop, optimizers
+from pipeline.training.loss import distillation_loss, logits_of
 from pipeline.training.training_clone import copy_weights, training_clone
 
 
@@ -173,6 +174,81 @@ def test_average_of_weights_trails_the_weights(recipe, splits):
         for model in (start, averaged, plain)
     ]
     assert np.linalg.norm(at[1] - at[0]) < 0.5 * np.linalg.norm(at[2] - at[0])
+
+
+DISTILLED = {"teacher": "teacher-0", "teacher_weight": 0.5, "temperature": 4.0}
+
+
+@pytest.fixture
+def distilled(recipe, tree):
+    """As `recipe`, with a teacher."""
+    listed = {"recipe": "baseline", "model": "baseline", "seed": 0, "needs": "data/cifar10"}
+    tree["runs"] = {"teacher-0": listed}
+    tree["export"]["runs"] = {}
+    return lambda **changes: recipe(**DISTILLED | changes)
+
+
+def test_distillation_loss_is_that_of_hinton(tensorflow):
+    random = np.random.default_rng(0)
+    teacher, student = random.normal(0, 3, (2, 6, 10)).astype(np.float32)
+    soft_teacher, soft_student = (tensorflow.nn.softmax(it / 4.0) for it in (teacher, student))
+    theirs = 16 * keras.losses.kl_divergence(soft_teacher, soft_student)
+    np.testing.assert_allclose(distillation_loss(teacher, student, 4.0), theirs, rtol=1e-4)
+    np.testing.assert_allclose(distillation_loss(student, student, 4.0), 0, atol=1e-6)
+    from_probabilities = logits_of(tensorflow.nn.softmax(teacher), from_logits=False)
+    np.testing.assert_allclose(tensorflow.nn.softmax(from_probabilities), tensorflow.nn.softmax(teacher), atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_student_that_is_its_teacher_has_nothing_to_learn_from_it(distilled, splits, policy):
+    """Only if both see the same augmented image, and the teacher is in inference mode, is their distance 0."""
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    student = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="classes")(x))
+    copy_weights(training_clone(student, 0).weights, student)
+    teacher = keras.Model(inputs, student.get_layer("classes")(keras.layers.Dropout(0.5)(x)))
+    teacher = keras.models.clone_model(teacher)
+    copy_weights(student.get_weights(), teacher)
+    settings = distilled(
+        teacher_weight=1.0, flip="random", crop_pixels=4, augment_policy="trivial", augment_strength=0.5, epochs=1
+    )
+    epochs = []
+    loop.train(
+        student, settings, 0, *splits, teacher=teacher, policy=policy, on_epoch=lambda epoch, _: epochs.append(epoch)
+    )
+    assert epochs[0].loss == pytest.approx(0, abs=1e-5)
+    assert epochs[0].teacher_agreement == 1
+    for mine, theirs in zip(student.get_weights(), teacher.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_distilled_training_repeats_and_resumes_bit_for_bit(distilled, splits):
+    settings = distilled(epochs=3, flip="alternating", crop_pixels=4, augment_policy="trivial", augment_strength=0.5)
+    teacher, whole, states = small_model(), small_model(), []
+    before = loop.digest(teacher)
+    loop.train(whole, settings, 0, *splits, teacher=teacher, on_epoch=lambda *got: states.append(got))
+    assert loop.digest(teacher) == before
+    assert all(0 <= epoch.metrics()["teacher_agreement"] <= 1 for epoch, _ in states)
+    resumed, epochs = small_model(), []
+    loop.train(
+        resumed, settings, 0, *splits, teacher=teacher, resume=states[0][1], on_epoch=lambda *got: epochs.append(got)
+    )
+    assert loop.digest(resumed) == loop.digest(whole)
+    assert [epoch.metrics() for epoch, _ in epochs] == [epoch.metrics() for epoch, _ in states[1:]]
+    other = keras.models.clone_model(teacher)
+    copy_weights([2 * weight for weight in teacher.get_weights()], other)
+    taught = small_model()
+    loop.train(taught, settings, 0, *splits, teacher=other)
+    assert loop.digest(taught) != loop.digest(whole)
+
+
+def test_student_without_labels_learns_to_agree_with_its_teacher(distilled, splits):
+    teacher, _ = trained(distilled(epochs=15, teacher="none", teacher_weight=0.0), splits)
+    settings = distilled(epochs=40, teacher_weight=1.0)
+    _, epochs = trained(settings, splits, seed=1, teacher=teacher)
+    assert epochs[-1].teacher_agreement > epochs[0].teacher_agreement + 0.2
+    assert epochs[-1].loss < 0.3 * epochs[0].loss
+    assert "teacher_agreement" not in trained(distilled(teacher="none", teacher_weight=0.0), splits)[1][0].metrics()
 
 
 def test_divergence_stops_the_training(recipe, splits):

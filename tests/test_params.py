@@ -72,6 +72,18 @@ def test_flat_uses_the_names_of_the_file(tree):
             "data.train_images: received 45001; allowed: a whole number from 10 to 50000, a mul",
         ),
         ("data.train_images", 50000, "received 50000 + 5000; allowed: at most 50000 together"),
+        (
+            "recipes.custom.augment_strength",
+            0.5,
+            "augment_strength: received 0.5; allowed: 0, since augment_policy is none",
+        ),
+        ("recipes.custom.augment_policy", "trivial", "received 0; allowed: above 0, since augment_policy is trivial"),
+        ("recipes.custom.augment_policy", "rand", "received 'rand'; allowed: one of none, trivial"),
+        ("recipes.custom.teacher_weight", 0.5, "teacher_weight: received 0.5; allowed: 0, since teacher is none"),
+        ("recipes.custom.teacher", "baseline-0", "teacher_weight: received 0; allowed: above 0, since teacher is base"),
+        ("recipes.custom.temperature", 0.0, "recipes.custom.temperature: received 0.0; allowed: a number from 0.1"),
+        ("runs.custom-0.needs", "x", "runs.custom-0.needs: received 'x'; allowed: 'data/cifar10', since"),
+        ("runs.none", {"recipe": "custom", "model": "custom", "seed": 0, "needs": "data/cifar10"}, "no teacher"),
         ("recipes.custom.batch_size", 9999999, "recipes.custom.batch_size: received 9999999; allowed"),
     ],
 )
@@ -81,6 +93,44 @@ def test_wrong_value_is_named_with_what_is_allowed(tree, key, value, said):
         params.check(tree)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "needs", "said"),
+    [
+        ("baseline-0", "data/cifar10", "runs.custom-0.needs: received 'data/cifar10'; allowed: 'results/baseline-0/"),
+        (
+            "baseline-7",
+            "results/baseline-7/model.keras",
+            "teacher: received 'baseline-7', which is not in runs; allowed",
+        ),
+        ("custom-0", "results/custom-0/model.keras", "received a circle, custom-0 -> custom-0; allowed: a run that is"),
+    ],
+)
+def test_teacher_that_cannot_teach_is_named(tree, teacher, needs, said):
+    tree["recipes"]["custom"] |= {"teacher": teacher, "teacher_weight": 0.5}
+    tree["recipes"]["custom-augmented"]["teacher_weight"] = 0.0
+    tree["runs"]["custom-0"]["needs"] = needs
+    with pytest.raises(PipelineError) as raised:
+        params.check(tree)
+    assert said in str(raised.value)
+
+
+def test_circle_of_teachers_is_named(tree):
+    for recipe, teacher in (("custom", "compact-0"), ("compact", "custom-0")):
+        tree["recipes"][recipe] |= {"teacher": teacher, "teacher_weight": 0.5}
+        tree["runs"][f"{recipe}-0"]["needs"] = f"results/{teacher}/model.keras"
+    with pytest.raises(PipelineError, match="a circle, custom-0 -> compact-0 -> custom-0"):
+        params.check(tree)
+
+
+def test_run_with_a_teacher_is_valid(tree):
+    tree["recipes"]["compact"] |= {"teacher": "baseline-0", "teacher_weight": 0.5, "temperature": 4.0}
+    tree["runs"]["compact-0"]["needs"] = "results/baseline-0/model.keras"
+    config = params.check(tree)
+    assert config.teacher_of("compact-0") == "baseline-0"
+    assert config.teacher_of("custom-0") is None
+    assert config.flat("compact-0")["teacher"] == "baseline-0"
 
 
 def test_missing_key_is_named(tree):

@@ -8,6 +8,7 @@ import yaml
 from conftest import ROOT
 
 from pipeline import models
+from pipeline.config import params
 from pipeline.records import fingerprint
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -24,6 +25,12 @@ WITHOUT_RESULTS = (
     "pipeline/report/recorded.py",
     "pipeline/report/terminal.py",
 )
+
+
+def test_student_waits_for_its_teacher_and_is_stale_with_it():
+    assert "${item.needs}" in STAGES["train"]["do"]["deps"]
+    assert params.needs("teacher-0") == next(iter(STAGES["train"]["do"]["outs"][0])).replace("${key}", "teacher-0")
+    assert params.needs("none") in STAGES["train"]["do"]["deps"]
 
 
 def listed_files(stage: str, model: str = "custom") -> set[str]:

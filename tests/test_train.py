@@ -71,6 +71,32 @@ def test_training_leaves_record_model_and_run(project, monkeypatch):
     assert len(run.outputs.model_outputs) == 1
 
 
+def test_student_learns_from_the_recorded_teacher(project, monkeypatch):
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["recipes"]["compact"] |= {"teacher": "custom-0", "teacher_weight": 0.5, "temperature": 4.0}
+    tree["runs"]["compact-0"]["needs"] = "results/custom-0/model.keras"
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(PipelineError, match="train it with `dvc repro train@custom-0`"):
+        run_training(monkeypatch, "compact-0")
+    assert not (project / "results/compact-0").exists()
+    run_training(monkeypatch)
+    run_training(monkeypatch, "compact-0")
+    teacher, student = record.load("custom-0"), record.load("compact-0")
+    assert all(0 <= row["teacher_agreement"] <= 1 for row in student.history)
+    assert "teacher_agreement" not in teacher.history[0]
+    environment = student.training.environment
+    assert environment["teacher_record_id"] == teacher.id
+    assert environment["teacher_weights_digest"] == teacher.training.epochs[-1].weights_digest
+    client = store.client()
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.run = 'compact-0'")
+    assert runs[0].data.params["teacher"] == "custom-0"
+    assert runs[0].data.tags["teacher_record_id"] == teacher.id
+    assert len(client.get_metric_history(runs[0].info.run_id, "teacher_agreement")) == len(student.history)
+    teacher.model_file.write_bytes(b"damaged")
+    with pytest.raises(PipelineError, match=r"results/custom-0/model.keras cannot be loaded"):
+        run_training(monkeypatch, "compact-0")
+
+
 @pytest.mark.slow
 def test_equal_weights_give_equal_files(project, monkeypatch):
     files = []

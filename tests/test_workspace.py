@@ -49,7 +49,10 @@ def test_copy_starts_from_the_recorded_results_each_time(tmp_path, monkeypatch, 
     [
         (["-S", "recipes.custom=3", "-S", "epochs=4"], "recipes.custom: received 3; allowed: a mapping"),
         (["-S", "runs.custom-0=3", "-S", "epochs=4", "--run", "custom-0"], "runs.custom-0: received 3; allowed"),
-        (["-S", "runs.a-0={recipe: no, model: custom, seed: 0}", "-S", "epochs=4", "--run", "a-0"], "received 'no'"),
+        (
+            ["-S", "runs.a-0={recipe: no, model: custom, seed: 0, needs: x}", "-S", "epochs=4", "--run", "a-0"],
+            "received 'no'",
+        ),
         (["-S", "epochs"], "-S: received 'epochs'; allowed: KEY=VALUE"),
         (["-S", "." * 9_000 + "=1"], "unknown key ''"),
         (["-S", "a\nb=1"], r"unknown key 'a\nb'"),
@@ -89,8 +92,12 @@ def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
     value = (before["data"] | before["train"] | before["recipes"]["custom"])[key]
     other = {"schedule": "cosine", "device": "cpu", "xla": "off", "precision": "float32", "optimizer": "adamw"}
     other |= {"flip": "random", "model": "custom", "momentum": 0.5, "learning_rate": 0.5}
+    other |= {"augment_policy": "trivial", "teacher": "baseline-0"}
+    pairs = (("augment_policy", "augment_strength"), ("teacher", "teacher_weight"))
+    also = {name: other.get(name, 0.25) for pair in pairs if key in pair for name in pair}
     wanted = other.get(key, value * 2 or 1 if isinstance(value, int) else 0.25)
-    given = arguments(monkeypatch, "run", "--run", "custom-0", f"--{key}", str(wanted))
+    words = [word for name, it in (also | {key: wanted}).items() for word in (f"--{name}", str(it))]
+    given = arguments(monkeypatch, "run", "--run", "custom-0", *words)
     after, run = workspace.changed_params(given)
     assert run == "custom-0"
     assert (after["data"] | after["train"] | after["recipes"]["custom"])[key] == wanted
@@ -121,13 +128,24 @@ def test_mlflow_logs_no_parameter_that_was_not_given(monkeypatch):
 )
 def test_recipe_and_seed_select_runs(run, recipe, seed, selected, listed, tree):
     tree["recipes"] = {name: tree["recipes"]["custom"] for name in "abc"}
-    tree["runs"] = {f"{r}-{s}": {"recipe": r, "model": "custom", "seed": s} for r, s in (("a", 0), ("a", 1), ("b", 0))}
+    needs = {"needs": "data/cifar10"}
+    listed_runs = (("a", 0), ("a", 1), ("b", 0))
+    tree["runs"] = {f"{r}-{s}": {"recipe": r, "model": "custom", "seed": s, **needs} for r, s in listed_runs}
     tree["export"]["runs"] = {"a-0": {"max_bytes": 1}}
     assert overrides.select_runs(tree, run, recipe, seed) == selected
     assert list(tree["runs"]) == listed
     checked = params.check(tree)
     for name, chosen in checked.runs.items():
         assert name == f"{chosen.recipe}-{chosen.seed}"
+
+
+def test_student_is_chosen_with_its_teacher(project, monkeypatch):
+    """`mlflow run -P teacher=…` for one recipe: the teacher is trained too, and the student waits for it."""
+    settings = ["-S", "recipes.custom.teacher=baseline-0", "-S", "recipes.custom.teacher_weight=0.5"]
+    tree, _ = workspace.changed_params(arguments(monkeypatch, "all", "--recipe", "custom", *settings))
+    assert list(tree["runs"]) == ["custom-0", "baseline-0"]
+    assert tree["runs"]["custom-0"]["needs"] == "results/baseline-0/model.keras"
+    assert tree["runs"]["baseline-0"]["needs"] == "data/cifar10"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,12 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
         raise PipelineError(f"recipe: received {command.shown(recipe)}; allowed: one of {', '.join(checked.recipes)}")
     listed = [checked.runs[run]] if run else list(checked.runs.values())
     chosen = {
-        f"{name}-{number}": {"recipe": name, "model": checked.recipes[name].model, "seed": number}
+        f"{name}-{number}": {
+            "recipe": name,
+            "model": checked.recipes[name].model,
+            "seed": number,
+            "needs": params.needs(checked.recipes[name].teacher),
+        }
         for name in ([recipe] if recipe else [it.recipe for it in listed])
         for number in ([seed] if seed is not None else [it.seed for it in listed if run or it.recipe == name] or [0])
     }
@@ -62,6 +67,25 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
     tree["runs"] = chosen
     tree["export"]["runs"] = {name: limits for name, limits in tree["export"]["runs"].items() if name in chosen}
     return ""
+
+
+def complete_runs(tree: dict[str, Any], listed: dict[str, Any]) -> None:
+    """Sets what each run needs by its recipe's teacher, and adds teachers that are not chosen, but listed.
+
+    Args:
+        tree: is changed.
+        listed: the runs of params.yaml.
+    """
+    config = params.check_values(tree, "params.yaml with these changes")
+    names = list(config.runs)
+    for name in names:  # grows by teachers
+        recipe = tree["recipes"].get(tree["runs"][name]["recipe"])
+        if recipe is None:
+            continue  # `params.check` says so
+        tree["runs"][name]["needs"] = params.needs(recipe["teacher"])
+        if recipe["teacher"] in listed and recipe["teacher"] not in tree["runs"]:
+            tree["runs"][recipe["teacher"]] = dict(listed[recipe["teacher"]])
+            names.append(recipe["teacher"])
 
 
 def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:

@@ -47,6 +47,14 @@ Name = Annotated[
 ]
 
 
+NONE = "none"  # as a recipe's teacher
+
+
+def needs(teacher: str) -> str:
+    """What a run must wait for, as its key `needs` names it: its teacher's model, or else the data."""
+    return "data/cifar10" if teacher == NONE else f"results/{teacher}/model.keras"
+
+
 class Section(BaseModel):
     """A mapping in params.yaml: exactly these keys, exactly these types, nothing converted."""
 
@@ -88,17 +96,23 @@ class Recipe(Section):
     epochs: int = _whole(1, 1_000)
     flip: Literal["none", "random", "alternating"] = _choice("none", "random", "alternating")
     crop_pixels: int = _whole(0, 16)
+    augment_policy: Literal["none", "trivial"] = _choice("none", "trivial")
+    augment_strength: float = _number(0, 1)
     label_smoothing: float = _number(0, 1, below=True)
     ema_decay: float = _number(0, 1, below=True)
+    teacher: Name
+    teacher_weight: float = _number(0, 1)
+    temperature: float = _number(0.1, 100)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = _choice("auto", "float32", "bfloat16", "float16")
 
 
 class Run(Section):
-    """One training run: a recipe and a seed. `model` repeats the recipe's, since dvc.yaml needs it here."""
+    """One training run: a recipe and a seed. `model` and `needs` follow from the recipe; dvc.yaml reads them here."""
 
     recipe: Name
     model: Name
     seed: int = _whole(0, 2**31 - 1)
+    needs: str = Field(description="results/TEACHER/model.keras if the recipe has a teacher, else data/cifar10")
 
 
 class Evaluate(Section):
@@ -158,6 +172,11 @@ class Params(Section):
     def recipe_of(self, run: str) -> Recipe:
         """The recipe of a run in the list."""
         return self.recipes[self.runs[run].recipe]
+
+    def teacher_of(self, run: str) -> str | None:
+        """The run whose model this run learns from too, or None."""
+        teacher = self.recipe_of(run).teacher
+        return None if teacher == NONE else teacher
 
     def flat(self, run: str) -> dict[str, Any]:
         """What makes this training what it is, by the names that params.yaml uses: MLflow's params."""
@@ -252,7 +271,16 @@ def _contradiction(params: Params) -> str | None:
                 f"recipes.{name}.batch_size: received {recipe.batch_size}; "
                 f"allowed: at most data.train_images, {data.train_images}"
             )
+        for switch, off, key in (("teacher", NONE, "teacher_weight"), ("augment_policy", NONE, "augment_strength")):
+            value, chosen = getattr(recipe, key), getattr(recipe, switch)
+            if (chosen == off) != (value == 0):
+                allowed = f"0, since {switch} is {off}" if chosen == off else f"above 0, since {switch} is {chosen}"
+                return f"recipes.{name}.{key}: received {value:g}; allowed: {allowed}"
     for name, run in params.runs.items():
+        if name == NONE:
+            return (
+                f"runs.{name}: received the name {NONE!r}; allowed: any other, since `teacher: {NONE}` means no teacher"
+            )
         if name.startswith("published-"):
             return f"runs.{name}: received a name that begins with published-; allowed: any other, those are references"
         if run.recipe not in params.recipes:
@@ -262,6 +290,20 @@ def _contradiction(params: Params) -> str | None:
                 f"runs.{name}.model: received {run.model!r}; "
                 f"allowed: {params.recipes[run.recipe].model!r}, the model of recipes.{run.recipe}"
             )
+        teachers = _teachers(params, name)
+        if teachers[-1] not in params.runs:
+            return (
+                f"recipes.{run.recipe}.teacher: received {teachers[-1]!r}, which is not in runs; "
+                f"allowed: one of {', '.join(params.runs)}"
+            )
+        if teachers[-1] in teachers[:-1]:
+            circle = " -> ".join(teachers)
+            return f"recipes.{run.recipe}.teacher: received a circle, {circle}; allowed: a run that is trained before"
+        if run.needs != needs(params.recipe_of(name).teacher):
+            return (
+                f"runs.{name}.needs: received {run.needs!r}; allowed: {needs(params.recipe_of(name).teacher)!r}, since "
+                f"recipes.{run.recipe}.teacher is {params.recipe_of(name).teacher}"
+            )
     for name in params.export.runs:
         if name not in params.runs:
             return f"export.runs.{name}: received a run that is not in runs; allowed: {', '.join(params.runs)}"
@@ -270,6 +312,17 @@ def _contradiction(params: Params) -> str | None:
         if name != lowest:
             return f"export.runs.{name}: received another run than the recipe's lowest seed; allowed: {lowest}"
     return None
+
+
+def _teachers(params: Params, run: str) -> list[str]:
+    """A run, its teacher, the teacher's teacher, … up to one without, one that is not listed, or one seen before."""
+    chain = [run]
+    while run in params.runs and params.runs[run].recipe in params.recipes and (teacher := params.teacher_of(run)):
+        chain.append(teacher)
+        if teacher in chain[:-1]:
+            break
+        run = teacher
+    return chain
 
 
 def _one_line(error: ValidationError, tree: Any) -> str:

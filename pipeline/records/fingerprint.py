@@ -14,11 +14,18 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def fingerprint(config: Params, run: str, machine: "Device", data_hash: str) -> dict[str, Any]:
-    """Two training runs with equal fingerprints end with equal weights. A checkpoint is used for its own only."""
+def fingerprint(config: Params, run: str, machine: "Device", origin: dict[str, str]) -> dict[str, Any]:
+    """Two training runs with equal fingerprints end with equal weights. A checkpoint is used for its own only.
+
+    Args:
+        config: the whole of params.yaml.
+        run: its name.
+        machine: what it runs on.
+        origin: digests of the data, and of the teacher's weights if there is one.
+    """
     return {
         **config.flat(run),
-        "data_hash": data_hash,
+        **{key: value for key, value in origin.items() if key != "teacher_record_id"},
         **machine.fingerprint(),
         **code_hashes(config.recipe_of(run).model),
     }

@@ -60,14 +60,23 @@ def copy_code(folder: Path, commit: str | None = None) -> None:
     subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
 
 
-def train(folder: Path, run: str, epochs: int | None, name: str) -> Trace:
+def train(folder: Path, run: str, epochs: int | None, name: str, teacher: str | None = None) -> Trace:
     """Trains the first epochs of a run, or all if None, with the code in `folder`; writes nothing elsewhere.
+
+    Args:
+        folder: with code and params.yaml.
+        run: its name.
+        epochs: after which to stop.
+        name: what to call this code in a sentence.
+        teacher: the run whose recorded model is the teacher.
 
     Raises:
         PipelineError: it ended before.
     """
     (folder / "data").mkdir()
     (folder / record.DATA).symlink_to(record.DATA.resolve())
+    if teacher:
+        shutil.copytree(record.RESULTS / teacher, folder / record.RESULTS / teacher)
     environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     states: dict[int, list[str]] = {}

@@ -19,10 +19,16 @@ from pipeline.training import optimizers
 from pipeline.training.augmentation import augment
 from pipeline.training.cifar10 import IMAGE_SHAPE
 from pipeline.training.dataset import Split, permutation
-from pipeline.training.loss import additional_loss, cross_entropy
+from pipeline.training.loss import additional_loss, cross_entropy, distillation_loss, logits_of
 from pipeline.training.reproducible import step_seed
 from pipeline.training.trainable import check_randomness, one_line
-from pipeline.training.training_clone import UntrainableError, copy_weights, softmax_layer, training_clone
+from pipeline.training.training_clone import (
+    UntrainableError,
+    copy_weights,
+    inference_clone,
+    softmax_layer,
+    training_clone,
+)
 
 if TYPE_CHECKING:
     from pipeline.config.params import Recipe
@@ -43,10 +49,11 @@ class Epoch(NamedTuple):
     val_accuracy: float
     learning_rate: float
     images_per_second: float
+    teacher_agreement: float | None = None  # share of training images that student and teacher put into one class
 
     def metrics(self) -> dict[str, float]:
         """All but the speed: equal for equal weights."""
-        return {name: value for name, value in self._asdict().items() if name != "images_per_second"}
+        return {key: it for key, it in self._asdict().items() if key != "images_per_second" and it is not None}
 
 
 class State(NamedTuple):
@@ -62,6 +69,18 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A trained model in inference mode and the precision of the training."""
+
+    model: keras.Model
+    from_logits: bool  # whether `model` returns logits, not probabilities
+
+    def logits(self, images: tf.Tensor) -> tf.Tensor:
+        """float32 [n, 10] of uint8 images [n, 32, 32, 3]."""
+        return tf.stop_gradient(logits_of(self.model(images, training=False), self.from_logits))
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """A model in training and all that its steps need."""
 
@@ -74,6 +93,7 @@ class TrainingRun:
     seed: int
     train_split: Split
     strategy: tf.distribute.Strategy
+    teacher: "Teacher | None" = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,6 +128,7 @@ def train(
     train_split: Split,
     val_split: Split,
     *,
+    teacher: keras.Model | None = None,
     policy: str = "float32",
     strategy: tf.distribute.Strategy | None = None,
     xla: bool = False,
@@ -127,6 +148,8 @@ def train(
         seed: of initial weights, shuffling, augmentation and dropout.
         train_split: the images to learn from.
         val_split: the images to validate on.
+        teacher: a trained model; sees the same augmented images, and `recipe.teacher_weight` of the loss is the
+            distance of the student's probabilities from its own. None: the labels alone.
         policy: Keras dtype policy.
         strategy: replicas; None trains on one device.
         xla: whether to compile steps with XLA.
@@ -138,27 +161,33 @@ def train(
         FloatingPointError: the loss is not finite.
         UntrainableError: the batch cannot be divided among the replicas, or a step cannot be computed or repeated.
     """
-    run = prepare(model, recipe, seed, train_split, policy, strategy or tf.distribute.get_strategy())
+    run = prepare(model, recipe, seed, train_split, policy, strategy or tf.distribute.get_strategy(), teacher)
     if resume:
         for variable, value in zip(run.variables, resume.values, strict=True):
             variable.assign(value)
     copy_weights(run.weights, model)
     run_steps, validate = graph_of_steps(run, xla), _graph_of_validation(model, val_split)
     for epoch in range(resume.epoch + 1 if resume else 1, recipe.epochs + 1):
-        loss, accuracy, images_per_second = _train_one_epoch(run, epoch, run_steps, on_steps)
+        loss, accuracy, agreement, images_per_second = _train_one_epoch(run, epoch, run_steps, on_steps)
         copy_weights(run.weights, model)
         val_loss, val_accuracy = (float(value) for value in validate())
         if not math.isfinite(val_loss):
             raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")
         learning_rate = float(run.schedule(run.steps_per_epoch * epoch - 1))
         on_epoch(
-            Epoch(epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second),
+            Epoch(epoch, loss, accuracy, val_loss, val_accuracy, learning_rate, images_per_second, agreement),
             State(epoch, [np.asarray(variable) for variable in run.variables]),
         )
 
 
 def prepare(
-    model: keras.Model, recipe: "Recipe", seed: int, train_split: Split, policy: str, strategy: tf.distribute.Strategy
+    model: keras.Model,
+    recipe: "Recipe",
+    seed: int,
+    train_split: Split,
+    policy: str,
+    strategy: tf.distribute.Strategy,
+    teacher: keras.Model | None = None,
 ) -> TrainingRun:
     """A training run of `model` before its first step. Raises UntrainableError as `train` does."""
     if recipe.batch_size % strategy.num_replicas_in_sync:
@@ -171,28 +200,36 @@ def prepare(
         schedule = optimizers.Schedule(recipe.schedule, recipe.learning_rate, steps, recipe.warmup_fraction)
         optimizer = optimizers.make_optimizer(recipe, schedule, policy, train_model)
         ema_weights = [tf.Variable(weight.value) for weight in train_model.weights] if recipe.ema_decay else []
+        prepared = Teacher(inference_clone(teacher, policy), softmax_layer(teacher) is not None) if teacher else None
     from_logits = softmax_layer(model) is not None
-    return TrainingRun(train_model, from_logits, optimizer, schedule, ema_weights, recipe, seed, train_split, strategy)
+    return TrainingRun(
+        train_model, from_logits, optimizer, schedule, ema_weights, recipe, seed, train_split, strategy, prepared
+    )
 
 
 def _train_one_epoch(
     run: TrainingRun, epoch: int, run_steps: Callable, on_steps: Callable[[int, int, int, float], None]
-) -> tuple[float, float, float]:
-    """Mean training loss, accuracy and images per second of an epoch. Raises FloatingPointError as `train` does."""
+) -> tuple[float, float, float | None, float]:
+    """Mean training loss, accuracy, agreement with the teacher and images per second of an epoch.
+
+    Raises FloatingPointError as `train` does.
+    """
     steps, batch_size = run.steps_per_epoch, run.recipe.batch_size
     indices = tf.constant(permutation(run.seed, epoch, len(run.train_split.labels)))
     steps_per_call = max(1, steps // REPORTS_PER_EPOCH)
-    loss_sum = num_correct = 0.0
+    loss_sum = num_correct = num_agreeing = 0.0
     began = time.monotonic()
     for start in range(0, steps, steps_per_call):
         stop = min(start + steps_per_call, steps)
-        losses, correct = run_steps(indices, tf.constant(epoch), tf.constant(start), tf.constant(stop))
-        loss_sum, num_correct = loss_sum + float(losses), num_correct + float(correct)
+        sums = run_steps(indices, tf.constant(epoch), tf.constant(start), tf.constant(stop))
+        loss_sum, num_correct = loss_sum + float(sums[0]), num_correct + float(sums[1])
+        num_agreeing += float(sums[2])
         if not math.isfinite(loss_sum):
             raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch}, steps {start + 1} to {stop}")
         on_steps(epoch, stop, steps, loss_sum / stop)
     images = steps * batch_size
-    return loss_sum / steps, num_correct / images, images / (time.monotonic() - began)
+    agreement = num_agreeing / images if run.teacher else None
+    return loss_sum / steps, num_correct / images, agreement, images / (time.monotonic() - began)
 
 
 def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
@@ -200,9 +237,10 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
 
     Returns:
         A function of (permutation of the training split, epoch, start, stop), all int32, that returns the sum of the
-        steps' losses and the number of correctly classified images.
+        steps' losses, the number of correctly classified images, and the number of those in the teacher's class.
     """
     recipe, model, optimizer, strategy = run.recipe, run.train_model, run.optimizer, run.strategy
+    teacher, teacher_weight = run.teacher, recipe.teacher_weight
     images = _on_every_device(strategy, run.train_split.images.reshape(len(run.train_split.images), -1))
     labels = _on_every_device(strategy, run.train_split.labels)
 
@@ -212,40 +250,49 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
         count = tf.cast((epoch - 1) * run.steps_per_epoch + step, tf.int64) * run.replicas + tf.cast(replica, tf.int64)
         seed = tf.stack([tf.constant(run.seed, tf.int64), count * SEEDS_PER_STEP])
         batch = tf.reshape(tf.gather(images, indices), [run.per_replica_batch_size, *IMAGE_SHAPE])
-        batch = augment(batch, indices, epoch, seed + AUGMENTATION_SEED, recipe.flip, recipe.crop_pixels)
+        batch = augment(batch, indices, epoch, seed + AUGMENTATION_SEED, recipe)
         batch_labels = tf.gather(labels, indices)
+        teacher_logits = teacher.logits(batch) if teacher else None
         with tf.GradientTape() as tape, step_seed(seed):
             outputs = model(batch, training=True)
             losses = cross_entropy(batch_labels, outputs, recipe.label_smoothing, run.from_logits)
+            if teacher:
+                imitation = distillation_loss(teacher_logits, logits_of(outputs, run.from_logits), recipe.temperature)
+                losses = (1 - teacher_weight) * losses + teacher_weight * imitation
             loss = (tf.reduce_mean(losses) + additional_loss(model)) / run.replicas  # the optimizer sums over replicas
             scaled_loss = optimizer.scale_loss(loss)
-        num_correct = tf.reduce_sum(tf.cast(tf.argmax(outputs, 1, tf.int32) == batch_labels, tf.float32))
+        classes = tf.argmax(outputs, 1, tf.int32)
+        num_correct = tf.reduce_sum(tf.cast(classes == batch_labels, tf.float32))
+        num_agreeing = tf.constant(0.0)
+        if teacher:
+            num_agreeing = tf.reduce_sum(tf.cast(classes == tf.argmax(teacher_logits, 1, tf.int32), tf.float32))
         gradients = tape.gradient(scaled_loss, model.trainable_variables)
         # Those of embeddings are sparse, which Muon does not take.
-        return loss, num_correct, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients]
+        gradients = [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients]
+        return (loss, num_correct, num_agreeing), gradients
 
     # XLA cannot compile communication between replicas, which is the optimizer's part: so that stays out.
     compiled = tf.function(forward_and_backward, jit_compile=True) if xla else forward_and_backward
 
     def train_step(images, labels, indices, epoch, step):
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-        loss, num_correct, gradients = compiled(images, labels, indices, epoch, step, replica)
+        sums, gradients = compiled(images, labels, indices, epoch, step, replica)
         optimizer.apply(gradients, model.trainable_variables)
-        return loss, num_correct
+        return sums
 
     @tf.function
     def run_steps(indices: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
-        loss_sum, num_correct = tf.constant(0.0), tf.constant(0.0)
+        totals = (tf.constant(0.0), tf.constant(0.0), tf.constant(0.0))
         for step in tf.range(start, stop):
-            loss, correct = strategy.run(train_step, (images, labels, indices, epoch, step))
-            loss_sum += strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-            num_correct += strategy.reduce(tf.distribute.ReduceOp.SUM, correct, axis=None)
+            sums = strategy.run(train_step, (images, labels, indices, epoch, step))
+            reduced = [strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in sums]
+            totals = tuple(total + value for total, value in zip(totals, reduced, strict=True))
             for average, weight in zip(run.ema_weights, model.weights, strict=False):
                 if average.dtype.is_floating:
                     average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
                 else:  # a counter
                     average.assign(weight.value)
-        return loss_sum, num_correct
+        return totals
 
     # Traced before the first step, so that what the user's layers raise does not end a run half-way.
     scalar = tf.TensorSpec([], tf.int32)

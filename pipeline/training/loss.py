@@ -22,6 +22,23 @@ def cross_entropy(labels: tf.Tensor, outputs: tf.Tensor, label_smoothing: float,
     return keras.losses.categorical_crossentropy(targets, outputs)
 
 
+def logits_of(outputs: tf.Tensor, from_logits: bool) -> tf.Tensor:
+    """Logits [n, 10] of outputs that may be probabilities; float32."""
+    outputs = tf.cast(outputs, tf.float32)
+    return outputs if from_logits else tf.math.log(tf.maximum(outputs, keras.config.epsilon()))
+
+
+def distillation_loss(teacher_logits: tf.Tensor, logits: tf.Tensor, temperature: float) -> tf.Tensor:
+    """How far a student is from its teacher: T² KL(teacher || student) of softmax(logits / T), in nats, float32 [n].
+
+    T² keeps the gradients' size independent of the temperature.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015, section 2.
+    """
+    teacher_log, student_log = (tf.nn.log_softmax(it / temperature) for it in (teacher_logits, logits))
+    return temperature**2 * tf.reduce_sum(tf.exp(teacher_log) * (teacher_log - student_log), axis=1)
+
+
 def additional_loss(model: keras.Model) -> tf.Tensor | float:
     """What regularizers, activity regularizers and `add_loss` bring, of the last call of `model`; float32.
 

@@ -56,6 +56,14 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
     return train_model
 
 
+def inference_clone(model: keras.Model, policy: str) -> keras.Model:
+    """As `training_clone`, with the weights of `model` itself, which no step changes."""
+    clone = training_clone(model, 0, policy)
+    copy_weights(model.get_weights(), clone)
+    clone.trainable = False
+    return clone
+
+
 def softmax_layer(model: keras.Model) -> keras.Layer | None:
     """The Keras layer, in a nested model too, whose softmax is the model's output; None if it is computed otherwise."""
     graph, tensor = model, model.outputs[0]
