@@ -155,6 +155,116 @@ def test_answer_is_of_the_smallest_budget_first_and_says_whether_it_is_certain(m
     assert "This is certain at the 95 % level. The choice is by validation accuracy" in sentences[0]
 
 
+def points(page):
+    return [button.get_attribute("aria-label") for button in page.locator("#scatter .point").all()]
+
+
+def test_scatter_shows_each_recipe_and_published_network_at_the_chosen_cost(made, visit):
+    page = visit.page
+    low, high = column_interval(page, "compact")
+    assert f"compact: 91.20 % ({low} to {high}), 90,514 parameters; on the Pareto front" in points(page)
+    assert {text.partition(":")[0] for text in points(page)} == {
+        *made["recipes"],
+        *(f"{row['run']}*" for row in made["published"]),
+        *(f"{row['name']}*" for row in made["published_exports"]),
+    }
+    page.select_option("#cost-axis", label="training minutes")
+    assert f"compact: 91.20 % ({low} to {high}), 2 minutes; on the Pareto front" in points(page)
+    assert not any(text.startswith("published-base") for text in points(page))  # its time is not known
+
+
+def column_interval(page, name):
+    return page.text_content(f"#recipes tr[data-name={name}] .interval").split(" to ")
+
+
+def test_point_is_where_its_numbers_are_and_says_them_on_hover_and_focus(desktop):
+    page = desktop.page
+    names = ("compact:", "custom:", "baseline:")
+    box = {name: page.locator(f"#scatter .point[aria-label^='{name}']").bounding_box() for name in names}
+    assert box["compact:"]["y"] < box["baseline:"]["y"] < box["custom:"]["y"]
+    assert box["compact:"]["x"] < box["custom:"]["x"] < box["baseline:"]["x"]
+    tip = page.locator("#scatter .tip")
+    page.hover("#scatter .point[aria-label^='custom:']")
+    assert tip.inner_text().startswith("custom: 85.00 % (")
+    page.focus("#scatter .point[aria-label^='baseline:']")
+    assert tip.inner_text().startswith("baseline: 86.00 % (")
+
+
+def test_pareto_front_leaves_out_what_is_dearer_and_no_better():
+    costs = {"a": (1, 0.8), "b": (2, 0.8), "c": (2, 0.9), "d": (3, 0.85), "e": (4, 0.95)}
+    found = content._axis(
+        "x",
+        "",
+        "",
+        "cost",
+        {name: ("recipe", {"cost": cost, "test_accuracy": accuracy}) for name, (cost, accuracy) in costs.items()},
+    )
+    assert found["front"] == ["a", "c", "e"]
+
+
+def line_values(page):
+    texts = page.locator("#curve-lines label").all_inner_texts()
+    return dict(text.rsplit(maxsplit=1) for text in texts)
+
+
+def test_curves_say_the_numbers_of_the_epoch_under_the_mouse_or_the_keyboard(desktop):
+    page = desktop.page
+    assert line_values(page) == {
+        "baseline": "70.00",
+        "custom": "70.00",
+        "compact": "70.00",
+        "published-custom*": "82.39",
+    }
+    page.hover("#curve-chart .u-over", position={"x": 2, "y": 50})
+    assert page.inner_text("#curve-lines .epoch") == "epoch 1"
+    assert line_values(page) == {
+        "baseline": "50.00",
+        "custom": "50.00",
+        "compact": "50.00",
+        "published-custom*": "25.35",
+    }
+    page.mouse.move(0, 0)
+    page.focus("#curve-chart")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#curve-lines .epoch") == "epoch 2"
+    assert "epoch 2: baseline 70.00" in page.text_content("#curve-spoken")
+    page.select_option("#curve-metric", label="training loss")
+    assert line_values(page)["custom"] == "1.100"
+
+
+def test_curve_is_the_mean_over_the_seeds_with_their_range_as_a_band():
+    histories = {f"a-{seed}": [{"epoch": 1, "val_accuracy": 0.5 + seed / 10}] for seed in range(2)}
+    runs = [{"run": run, "recipe": "a", "seed": seed} for seed, run in enumerate(histories)]
+    found = content.curves({"recipes": {"a": {}}, "runs": runs, "published": []}, histories)
+    assert found["lines"] == [
+        {"name": "a", "kind": "recipe", "runs": ["a-0", "a-1"], "values": {"val_accuracy": [[0.5], [0.6]]}}
+    ]
+
+
+def test_curves_can_be_zoomed_and_lines_hidden(desktop):
+    page = desktop.page
+
+    def ticks():
+        """What the chart looks like: its axes and lines are drawn, not elements."""
+        return page.evaluate("document.querySelector('#curve-chart canvas').toDataURL()")
+
+    whole = ticks()
+    page.hover("#curve-chart .u-over", position={"x": 100, "y": 40})
+    box = page.locator("#curve-chart .u-over").bounding_box()
+    page.mouse.down()
+    page.mouse.move(box["x"] + 400, box["y"] + 200, steps=5)
+    page.mouse.up()
+    assert ticks() != whole
+    page.mouse.move(0, 0)
+    page.click("#curve-reset")
+    assert ticks() == whole
+    page.uncheck("#curve-lines label:has-text('baseline') input")
+    assert ticks() != whole
+    page.check("#curve-lines label:has-text('baseline') input")
+    assert ticks() == whole
+
+
 def test_page_fits_a_phone_and_each_width_between(made, chromium):
     for width in (360, 768, 1440):
         visit = Visit(chromium, made.path, width)

@@ -18,7 +18,7 @@ from pipeline.training.dataset import Split
 
 FOLDER = Path(__file__).parent
 # Each script uses what stands before it.
-SCRIPTS = ("page.js", "sorting.js")
+SCRIPTS = ("page.js", "sorting.js", "charts.js", "scatter.js", "curves.js")
 
 
 def page(
@@ -62,6 +62,9 @@ def page(
         columns=content.COLUMNS,
         rows=content.rows(comparison, intervals),
         bar_limits=content.bar_limits(comparison, intervals),
+        exports=tables.exports(comparison),
+        export_notes=findings.export_notes(comparison),
+        are_numbers=tables.are_numbers,
         notes=findings.accuracy_notes(comparison),
         content=_json(shown),
         script=_script,

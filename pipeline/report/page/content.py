@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
+from pipeline.records import exports
 from pipeline.report import findings, statistics, tables
 from pipeline.training.cifar10 import CLASS_NAMES
 
@@ -15,10 +16,14 @@ Histories = dict[str, list[dict[str, float]]]
 COLUMNS = {
     key: name.replace("-\n", "-").replace("\n", " ").strip() for key, name in {**tables.ACCURACY, **tables.COST}.items()
 }
-COSTS = {  # axis of the scatter: key of a row, label
-    "parameters": "parameters",
-    "multiply_adds": "multiply-adds",
-    "training_minutes": "training minutes",
+COSTS = {  # of a recipe: label, unit
+    "parameters": ("parameters", "parameters"),
+    "multiply_adds": ("multiply-adds for one image", "multiply-adds"),
+    "training_minutes": ("training minutes", "minutes"),
+}
+FILE_COSTS = {  # of an exported file: label, unit
+    "bytes": ("bytes of the {kind} file", "bytes"),
+    "latency_ms": ("ms for one image, {kind} file", "ms"),
 }
 METRICS = {  # columns of a history: label, unit, scale
     "val_accuracy": ("validation accuracy", "%", 100),
@@ -79,33 +84,43 @@ def bar_limits(comparison: Comparison, intervals: dict[str, list[float]]) -> tup
     return low, max(high, low + 5)
 
 
-def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> dict[str, Any]:
-    """Points of accuracy against cost, and for each cost the Pareto front: no other is as cheap and as accurate."""
-    rows = [(row["run"], "published", row) for row in comparison["published"]]
-    rows += [(recipe, "recipe", row) for recipe, row in comparison["recipes"].items()]
+def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """For each cost its points, cheapest first, and their Pareto front."""
+    published = {row["run"]: ("published", row) for row in comparison["published"]}
+    recipes = {
+        recipe: ("recipe", row | {"interval": intervals[recipe]}) for recipe, row in comparison["recipes"].items()
+    }
+    references = {row["name"]: row for row in comparison["published_exports"]}
+    as_models = {name: ("published", row | row["float32"]) for name, row in references.items()}
+    axes = [_axis(key, *COSTS[key], key, published | as_models | recipes) for key in COSTS]
+    for kind in exports.FILES:
+        files = {name: ("published", row[kind]) for name, row in references.items() if row[kind]}
+        files |= {recipe: ("recipe", row[kind]) for recipe, row in comparison["exports"].items() if row[kind]}
+        for key, (label, unit) in FILE_COSTS.items():
+            axes.append(_axis(f"{kind}_{key}", label.format(kind=kind), unit, key, files))
+    return [axis for axis in axes if axis["points"]]
+
+
+def _axis(name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     points = [
         {
             "name": name,
             "kind": kind,
+            "cost": row[key],
             "accuracy": row["test_accuracy"],
-            "interval": intervals.get(name),
-            "costs": {key: row.get(key) for key in COSTS},
+            "interval": row.get("interval"),
         }
-        for name, kind, row in rows
+        for name, (kind, row) in rows.items()
+        if row.get(key)
     ]
-    axes = [
-        {"key": key, "label": label, "front": front(points, key)}
-        for key, label in COSTS.items()
-        if any(point["costs"].get(key) for point in points)
-    ]
-    return {"axes": axes, "points": points}
+    points.sort(key=lambda point: (point["cost"], -point["accuracy"]))
+    return {"key": name, "label": label, "unit": unit, "points": points, "front": front(points)}
 
 
-def front(points: list[dict[str, Any]], key: str) -> list[str]:
-    """The Pareto front of accuracy and one cost: names, the cheapest first."""
+def front(points: list[dict[str, Any]]) -> list[str]:
+    """The names on the Pareto front of points, cheapest first: no cheaper point is as accurate."""
     names, best = [], 0.0
-    known = [point for point in points if point["costs"].get(key)]
-    for point in sorted(known, key=lambda point: (point["costs"][key], -point["accuracy"])):
+    for point in points:
         if point["accuracy"] > best:
             names.append(point["name"])
             best = point["accuracy"]
