@@ -1,5 +1,7 @@
 """The page `report/index.html`, as a browser shows it: made of made-up records, opened from disk."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,12 +11,15 @@ import pytest
 from browser import Visit
 from conftest import ROOT
 from factories import list_runs, write_run
+from PIL import Image
 
 from pipeline import compare
 from pipeline.config import params
+from pipeline.evaluation.predictions import Predictions
 from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import findings, tables
-from pipeline.report.page import build, content
+from pipeline.report.page import build, content, images
+from pipeline.system.command import PipelineError
 from pipeline.training.dataset import Split
 
 WIDTHS = (360, 1440)
@@ -46,13 +51,13 @@ def make(folder, runs=RUNS, with_images=True, **change):
     records = compare.load(config)
     seen, histories = compare.read_predictions(records), compare.read_histories(records)
     made = Made(compare.compare(config, records, seen, {}))
-    made.html = build.page(config, made, histories, seen, records, images() if with_images else None)
+    made.html = build.page(config, made, histories, seen, records, validation_images() if with_images else None)
     made.path = folder / "index.html"
     made.path.write_bytes(made.html)
     return made
 
 
-def images():
+def validation_images():
     """The validation images of made-up records: as many, with the same labels."""
     return Split(np.random.default_rng(0).integers(0, 256, (5_000, 32, 32, 3), np.uint8), np.arange(5_000) % 10)
 
@@ -263,6 +268,113 @@ def test_curves_can_be_zoomed_and_lines_hidden(desktop):
     assert ticks() != whole
     page.check("#curve-lines label:has-text('baseline') input")
     assert ticks() == whole
+
+
+def choose(page, first, second):
+    page.select_option("#pair-a", first)
+    page.select_option("#pair-b", second)
+
+
+def test_two_recipes_are_told_apart_in_the_words_of_the_verdict(made, visit):
+    page = visit.page
+    assert [page.input_value(f"#pair-{side}") for side in "ab"] == ["custom", "compact"]  # the smallest budget's
+    choose(page, "baseline", "compact")
+    (pair,) = (pair for pair in made["pairs"] if set(pair["recipes"]) == {"compact", "baseline"})
+    low, high = (f"{100 * limit:.1f}" for limit in pair["interval"])
+    assert pair["of"] == "weights"
+    words = page.inner_text("#pair-verdict")
+    assert words.startswith(f"compact-0 is {low} to {high} points better than baseline-0. This is certain at the 95 %")
+    assert "whether their recipes differ is open" in words
+    choose(page, "baseline", "baseline")
+    assert page.inner_text("#pair-verdict") == "Choose two different recipes."
+    assert not page.is_visible("#pair-view")
+
+
+def test_classes_and_confusions_of_two_recipes_are_those_of_the_records(made, desktop):
+    page = desktop.page
+    choose(page, "compact", "baseline")
+    described = made["descriptions"]
+    for row in page.locator("#pair-classes tbody tr").all():
+        name, compact, baseline, difference = row.locator("th, td").all_inner_texts()
+        assert compact.split() == [f"{100 * described['compact'][name][0]:.1f}", *limits(described["compact"][name])]
+        assert baseline.split()[0] == f"{100 * described['baseline'][name][0]:.1f}"
+        apart = 100 * (described["compact"][name][0] - described["baseline"][name][0])
+        assert float(difference) == pytest.approx(apart, abs=0.06)
+    cells = page.locator("#pair-confusion-b tbody tr").nth(3).locator("td").all_inner_texts()
+    cat = round(1_000 * described["baseline"]["cat"][0])
+    assert {index: int(images) for index, images in enumerate(cells) if images} == {3: cat, 4: 1_000 - cat}
+
+
+def limits(description):
+    return f"{100 * description[1]:.1f} to {100 * description[2]:.1f}".split()
+
+
+def test_images_are_those_that_one_recipe_gets_right_and_the_other_wrong(made, desktop):
+    page = desktop.page
+    choose(page, "compact", "baseline")
+    right = page.locator("#pair-images-a li .thumb")
+    assert right.count() > 20
+    for words in [thumb.get_attribute("aria-label") for thumb in right.all()]:
+        label, ours, theirs = words.split("; ")
+        assert ours == f"compact: {label}, 90 %"
+        assert re.fullmatch(r"baseline: \w+, 90 %", theirs)
+        assert not theirs.startswith(f"baseline: {label},")
+    assert re.match(r"[\d,]+ of 5,000 validation images", page.inner_text("#pair-images-a .note"))
+
+
+def predicted(labels, classes, confidence):
+    """Validation predictions of these classes, and no test images."""
+    probabilities = (np.eye(10)[classes] * confidence[:, None] + (1 - confidence[:, None]) / 10).astype(np.float16)
+    return Predictions(probabilities, labels, probabilities, labels)
+
+
+def test_disagreements_are_counted_and_the_most_confident_chosen_for_each_pair():
+    random = np.random.default_rng(0)
+    labels = (np.arange(5_000) % 10).astype(np.uint8)
+    recipes = {}
+    for name, wrong in (("a", 0.1), ("b", 0.3), ("c", 0.5)):
+        classes = np.where(random.random(5_000) < wrong, (labels + 1) % 10, labels)
+        recipes[name] = predicted(labels, classes, random.uniform(0.3, 0.99, 5_000))
+    found = images.disagreements(recipes)
+    right = {name: seen.val_probabilities.argmax(axis=1) == labels for name, seen in recipes.items()}
+    assert found["counts"]["a"]["b"] == (right["a"] & ~right["b"]).sum()
+    assert found["counts"]["b"]["a"] == (right["b"] & ~right["a"]).sum()
+    assert len(found["thumbnails"]) == images.MAX_THUMBNAILS
+    chosen = {thumbnail["index"]: thumbnail for thumbnail in found["thumbnails"]}
+    for ours in recipes:
+        for theirs in set(recipes) - {ours}:
+            both = [index for index in chosen if right[ours][index] and not right[theirs][index]]
+            assert len(both) >= images.MAX_THUMBNAILS / 6
+            sure = recipes[ours].val_probabilities[np.arange(5_000), labels].astype(float)
+            unsure = recipes[theirs].val_probabilities[np.arange(5_000), labels].astype(float)
+            gap = np.where(right[ours] & ~right[theirs], sure - unsure, -1)
+            assert int(gap.argmax()) in chosen
+
+
+def test_sprite_shows_each_image_in_its_place():
+    plain = np.repeat(np.arange(0, 250, 10, dtype=np.uint8), 32 * 32 * 3).reshape(25, 32, 32, 3)
+    sheet = Image.open(io.BytesIO(base64.b64decode(images.sprite(plain, [24, *range(24)]).partition(",")[2])))
+    assert sheet.size == (640, 64)
+    pixels = np.asarray(sheet).astype(int)
+    assert abs(pixels[:32, :32] - 240).max() <= 2
+    assert abs(pixels[32:, 32:64] - 200).max() <= 2  # the 22nd in rows of 20
+
+
+def test_other_validation_images_than_those_of_the_records_are_refused(made):
+    split = Split(np.zeros((5_000, 32, 32, 3), np.uint8), np.zeros(5_000, np.int32))
+    labels = np.arange(5_000, dtype=np.uint8) % 10
+    seen = {"custom-0": predicted(labels, labels, np.full(5_000, 0.9))}
+    with pytest.raises(PipelineError, match=r"'custom-0' was evaluated on other validation images"):
+        images.check(split, seen)
+
+
+def test_without_data_the_page_says_that_images_are_left_out(tmp_path, monkeypatch, chromium):
+    monkeypatch.chdir(tmp_path)
+    made = make(tmp_path, {"baseline-0": 0.86, "custom-0": 0.85}, with_images=False)
+    visit = Visit(chromium, made.path)
+    assert "data/cifar10 was not there" in visit.page.inner_text("#pair-view")
+    assert visit.page.locator(".thumb").count() == 0
+    visit.close()
 
 
 def test_page_fits_a_phone_and_each_width_between(made, chromium):

@@ -18,7 +18,7 @@ from pipeline.training.dataset import Split
 
 FOLDER = Path(__file__).parent
 # Each script uses what stands before it.
-SCRIPTS = ("page.js", "sorting.js", "charts.js", "scatter.js", "curves.js")
+SCRIPTS = ("page.js", "sorting.js", "charts.js", "scatter.js", "curves.js", "pairs.js")
 
 
 def page(
@@ -51,8 +51,11 @@ def page(
         "recipes": list(comparison["recipes"]),
         "scatter": content.scatter(comparison, intervals),
         "curves": content.curves(comparison, histories),
-        "pairs": content.pairs(comparison, predictions),
+        "pairs": content.pairs(comparison, predictions, next(iter(budgets), None)),
     }
+    indices = [thumbnail.pop("index") for thumbnail in shown["pairs"]["thumbnails"]]
+    if split is None:
+        shown["pairs"]["thumbnails"] = []
     template = _environment().get_template("template.html")
     return template.render(
         title=tables.title("Which small CIFAR-10 network is best?", comparison),
@@ -66,6 +69,8 @@ def page(
         export_notes=findings.export_notes(comparison),
         are_numbers=tables.are_numbers,
         notes=findings.accuracy_notes(comparison),
+        lowest=content.lowest_seeds(comparison),
+        sprite=split and Markup(images.sprite(split.images, indices)),
         content=_json(shown),
         script=_script,
         scripts=SCRIPTS,

@@ -9,6 +9,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import exports
 from pipeline.report import findings, statistics, tables
+from pipeline.report.page.images import disagreements
 from pipeline.training.cifar10 import CLASS_NAMES
 
 Comparison = dict[str, Any]
@@ -145,8 +146,14 @@ def curves(comparison: Comparison, histories: Histories) -> dict[str, Any]:
     return {"metrics": shown, "lines": lines}
 
 
-def pairs(comparison: Comparison, predictions: dict[str, Predictions]) -> dict[str, Any]:
-    """Each pair's verdict in words, each recipe's recall of a class, and its confusion matrix on the test images."""
+def pairs(comparison: Comparison, predictions: dict[str, Predictions], budget: str | None) -> dict[str, Any]:
+    """Verdicts in words, recalls, confusion matrices on the test images, and where recipes disagree in validation.
+
+    Args:
+        comparison: what comparison.json holds.
+        predictions: by run.
+        budget: whose champion is shown first.
+    """
     verdicts = []
     for pair in comparison["pairs"]:
         first = pair["recipes"][0]
@@ -162,7 +169,19 @@ def pairs(comparison: Comparison, predictions: dict[str, Predictions]) -> dict[s
     for recipe in comparison["recipes"]:
         seeds = [predictions[run] for run in _runs(comparison, recipe)]
         confusions[recipe] = np.mean([_confusion(seed) for seed in seeds], axis=0).round(1).tolist()
-    return {"verdicts": verdicts, "recalls": recalls, "confusions": confusions}
+    seen = {recipe: predictions[run] for recipe, run in lowest_seeds(comparison).items()}
+    default = _default_pair(comparison, budget)
+    shown = {"verdicts": verdicts, "recalls": recalls, "confusions": confusions, "default": default}
+    return shown | disagreements(seen)
+
+
+def _default_pair(comparison: Comparison, budget: str | None) -> list[str]:
+    """The recipe of a budget's champion and the best other one; without a champion, the first pair."""
+    champion = comparison["champions"].get(budget, {"recipe": None})
+    rival = champion["recipe"] and findings.best_other(comparison, champion)
+    if rival:
+        return [champion["recipe"], rival]
+    return [name for pair in comparison["pairs"][:1] for name in pair["recipes"]]
 
 
 def _runs(comparison: Comparison, recipe: str) -> list[str]:

@@ -51,9 +51,9 @@ def disagreements(predictions: dict[str, Predictions]) -> dict[str, Any]:
         predictions: by recipe, of one run each.
 
     Returns:
-        `counts[a][b]`: how many images a gets right and b wrong. `thumbnails`: at most 300 of them, the most
-        confident of each pair first: index in the split, label, and per recipe the predicted class and its
-        probability in percent.
+        `images`: how many there are. `counts[a][b]`: how many of them a gets right and b wrong. `thumbnails`: at most
+        300 of these, the most confident of each pair first: index in the split, label, and per recipe the predicted
+        class and its probability in percent.
     """
     labels = next(iter(predictions.values())).val_labels
     probabilities = {recipe: found.val_probabilities.astype(np.float64) for recipe, found in predictions.items()}
@@ -73,6 +73,7 @@ def disagreements(predictions: dict[str, Predictions]) -> dict[str, Any]:
             if rank < len(queue) and len(chosen) < MAX_THUMBNAILS:
                 chosen[int(queue[rank])] = None
     return {
+        "images": len(labels),
         "counts": counts,
         "thumbnails": [
             {
