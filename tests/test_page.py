@@ -13,12 +13,15 @@ from conftest import ROOT
 from factories import list_runs, write_run
 from PIL import Image
 
-from pipeline import compare
+from pipeline import compare, predict
 from pipeline.config import params
+from pipeline.conversion import exported
 from pipeline.evaluation.predictions import Predictions
+from pipeline.images import reader
+from pipeline.records import exports
 from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import findings, tables
-from pipeline.report.page import build, content, images
+from pipeline.report.page import build, content, images, models
 from pipeline.system.command import PipelineError
 from pipeline.training.dataset import Split
 
@@ -31,6 +34,7 @@ RUNS = {  # test accuracy
     "compact-0": 0.91,
     "compact-1": 0.914,
 }
+EXPORTED = ("baseline-0", "custom-0", "compact-0")  # with the recorded files
 
 
 class Made(dict):
@@ -47,10 +51,13 @@ def make(folder, runs=RUNS, with_images=True, **change):
         costs |= {"parameters": 90_514, "multiply_adds": 26_428_080} if is_compact else {}
         costs |= {"val_accuracy": 0.71} if is_compact else {}
         write_run(run, accuracy, errors_seed=seed, **costs, **change)
+        if run in EXPORTED:
+            shutil.copytree(ROOT / "results" / run / "export", folder / "results" / run / "export")
     config = params.read()
     records = compare.load(config)
     seen, histories = compare.read_predictions(records), compare.read_histories(records)
-    made = Made(compare.compare(config, records, seen, {}))
+    exported = {run: exports.evaluated(run) for run in EXPORTED if run in runs}
+    made = Made(compare.compare(config, records, seen, exported))
     made.html = build.page(config, made, histories, seen, records, validation_images() if with_images else None)
     made.path = folder / "index.html"
     made.path.write_bytes(made.html)
@@ -375,6 +382,163 @@ def test_without_data_the_page_says_that_images_are_left_out(tmp_path, monkeypat
     assert "data/cifar10 was not there" in visit.page.inner_text("#pair-view")
     assert visit.page.locator(".thumb").count() == 0
     visit.close()
+
+
+def photo(width, height, seed=0):
+    """A made-up photo: soft spots and noise."""
+    random = np.random.default_rng([seed, width, height])
+    spots = Image.fromarray(random.integers(0, 256, (5, 5, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(spots).astype(int) + random.integers(-40, 40, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image, kind="PNG", **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def give(page, content, how="drop", name="photo.png"):
+    """Hands a file to the page in one of three ways, and waits for its answer."""
+    if how == "choose":
+        page.set_input_files("#try-file", {"name": name, "mimeType": "", "buffer": content})
+    else:
+        make = """encoded => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(encoded), letter => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], "photo.png", { type: "image/png" }));
+            return transfer;
+        }"""
+        transfer = page.evaluate_handle(make, base64.b64encode(content).decode())
+        if how == "drop":
+            page.dispatch_event("#try-zone", "drop", {"dataTransfer": transfer})
+        else:
+            paste = "it => document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: it, bubbles: true}))"
+            page.evaluate(paste, transfer)
+    page.wait_for_selector("#try-answer[aria-busy=false]", state="attached")
+
+
+def seen_pixels(page):
+    """What the page shows as the models' pixels, uint8 [32, 32, 3]."""
+    read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 32, 32).data]"
+    return np.array(page.eval_on_selector("#try-pixels", read), np.uint8).reshape(32, 32, 4)[..., :3]
+
+
+def answers(page):
+    """The most probable class and its percentage, by recipe."""
+    shown = {}
+    for article in page.locator("#try-results article").all():
+        label, percentage, _ = article.locator("li").first.locator("span").all_inner_texts()
+        shown[article.get_attribute("data-recipe")] = (label, float(percentage.removesuffix(" %")))
+    return shown
+
+
+@pytest.fixture(scope="module")
+def litert():
+    """The recorded models, as `predict` runs them, by recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return {run[:-2]: exported.load(run) for run in ("custom-0", "compact-0")}
+
+
+def predicted_by(litert, pixels):
+    tops = {recipe: predict.most_probable(model(pixels), 1)[0] for recipe, model in litert.items()}
+    return {
+        recipe: (label, pytest.approx(100 * probability, abs=0.06)) for recipe, (label, probability) in tops.items()
+    }
+
+
+@pytest.mark.parametrize("how", ["drop", "choose", "paste"])
+def test_photo_gets_the_pixels_and_the_answer_that_predict_gives(made, visit, litert, how):
+    content = encoded(photo(300, 200))
+    give(visit.page, content, how)
+    pixels = reader.pixels(reader.open_photo(content))
+    assert abs(seen_pixels(visit.page).astype(int) - pixels).max() <= 1
+    assert answers(visit.page) == predicted_by(litert, pixels)
+    assert re.search(r"custom-0, \d+ ms", visit.page.inner_text("#try-results"))
+    assert "compact: " in visit.page.inner_text("#try-status")
+
+
+def test_photos_of_any_size_give_the_pixels_that_predict_sees(desktop, litert):
+    for width, height in ((32, 32), (1, 1), (7, 5), (33, 47), (31, 200), (640, 481)):
+        content = encoded(photo(width, height))
+        give(desktop.page, content)
+        pixels = reader.pixels(reader.open_photo(content))
+        assert abs(seen_pixels(desktop.page).astype(int) - pixels).max() <= 1, (width, height)
+        assert answers(desktop.page) == predicted_by(litert, pixels), (width, height)
+
+
+def test_photo_is_turned_upright_and_its_transparent_parts_are_white(desktop):
+    halves = Image.new("RGB", (64, 64), "red")
+    halves.paste("blue", (0, 32, 64, 64))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # the camera lay on its side
+    content = encoded(halves, "JPEG", quality=95, exif=rotated)
+    give(desktop.page, content)
+    expected = reader.pixels(reader.open_photo(content)).astype(int)
+    assert expected[16, 2, 2] > 200  # blue lies on the left
+    assert abs(seen_pixels(desktop.page)[:, :14].astype(int) - expected[:, :14]).max() <= 3
+    give(desktop.page, encoded(Image.new("RGBA", (40, 40), (10, 20, 30, 0))))
+    assert seen_pixels(desktop.page).min() == 255
+
+
+def test_models_in_the_page_agree_with_litert(desktop, litert):
+    run = """([recipe, images]) => {
+        const { id } = PAGE.models.find(it => it.recipe === recipe);
+        const bytes = Uint8Array.from(atob(byId(id).textContent.trim()), letter => letter.charCodeAt(0));
+        const model = readModel(bytes);
+        return images.map(image => [...model(Uint8Array.from(image))]);
+    }"""
+    random = np.random.default_rng(0)
+    images = [np.asarray(photo(32, 32, seed)) for seed in range(12)]
+    images += list(random.integers(0, 256, (4, 32, 32, 3), np.uint8))
+    for recipe, model in litert.items():
+        found = np.array(desktop.page.evaluate(run, [recipe, [image.ravel().tolist() for image in images]]))
+        expected = model.predict(np.stack(images))
+        assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_images_of_the_validation_split_are_one_click_away(made, desktop, litert):
+    page = desktop.page
+    assert page.locator("#try-examples button").count() == 10
+    page.get_by_role("button", name="cat, an image of the validation split").click()
+    page.wait_for_selector("#try-answer[aria-busy=false]", state="attached")
+    pixels = validation_images().images[3]
+    assert (seen_pixels(page) == pixels).all()
+    assert answers(page) == predicted_by(litert, pixels)
+
+
+def test_what_is_no_image_and_what_cannot_run_is_said(made, desktop):
+    page = desktop.page
+    give(page, b"no image", name="note.txt", how="choose")
+    assert "this is no image that your browser opens" in page.inner_text("#try-status")
+    page.evaluate("() => { delete OPERATIONS[4]; }")
+    give(page, encoded(photo(40, 40)))
+    assert "custom cannot run in this page (operation 4 is not known here)" in page.inner_text("#try-status")
+    assert answers(page) == {}
+
+
+def test_large_models_are_left_out_and_named(made, desktop, monkeypatch):
+    note = desktop.page.inner_text("#try > p.note")
+    assert "Left out: baseline (4,697,736 bytes; at most 500,000 a file)" in note
+    small = {"custom": made["exports"]["custom"], "compact": made["exports"]["compact"]}
+    monkeypatch.chdir(made.path.parent)
+    monkeypatch.setattr(models, "MAX_TOTAL", 700_000)
+    embedded, left_out = models.embedded(made | {"exports": small})
+    assert [model.recipe for model in embedded] == ["compact"]  # the better one in validation
+    assert left_out == ["custom (at most 700,000 bytes in all)", "baseline (not exported)"]
+
+
+def test_damaged_model_is_refused_with_its_command(made, tmp_path, monkeypatch):
+    shutil.copytree(made.path.parent / "results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "results/custom-0/export/model.tflite"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PipelineError, match=r"custom-0/export/model\.tflite .*`python -m pipeline\.export custom-0`"):
+        models.embedded(made)
 
 
 def test_page_fits_a_phone_and_each_width_between(made, chromium):

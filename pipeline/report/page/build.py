@@ -11,14 +11,24 @@ from pipeline.config import params
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records.record import Record
 from pipeline.report import findings, tables
-from pipeline.report.page import content, images
+from pipeline.report.page import content, images, models
 from pipeline.report.page.content import Comparison, Histories
 from pipeline.training.cifar10 import CLASS_NAMES
 from pipeline.training.dataset import Split
 
 FOLDER = Path(__file__).parent
 # Each script uses what stands before it.
-SCRIPTS = ("page.js", "sorting.js", "charts.js", "scatter.js", "curves.js", "pairs.js")
+SCRIPTS = (
+    "page.js",
+    "sorting.js",
+    "charts.js",
+    "scatter.js",
+    "curves.js",
+    "pairs.js",
+    "resampling.js",
+    "tflite.js",
+    "try.js",
+)
 
 
 def page(
@@ -46,16 +56,19 @@ def page(
         images.check(split, predictions)
     intervals = content.accuracy_intervals(comparison, predictions)
     budgets = sorted(config.compare.budgets, key=lambda name: config.compare.budgets[name].max_parameters)
+    pairs = content.pairs(comparison, predictions, next(iter(budgets), None))
+    indices = [thumbnail.pop("index") for thumbnail in pairs["thumbnails"]]
+    if split is None:
+        pairs["thumbnails"] = []
+    embedded, left_out = models.embedded(comparison)
     shown = {
         "classes": CLASS_NAMES,
         "recipes": list(comparison["recipes"]),
         "scatter": content.scatter(comparison, intervals),
         "curves": content.curves(comparison, histories),
-        "pairs": content.pairs(comparison, predictions, next(iter(budgets), None)),
+        "pairs": pairs,
+        "models": [{"id": f"model-{model.run}", "recipe": model.recipe, "run": model.run} for model in embedded],
     }
-    indices = [thumbnail.pop("index") for thumbnail in shown["pairs"]["thumbnails"]]
-    if split is None:
-        shown["pairs"]["thumbnails"] = []
     template = _environment().get_template("template.html")
     return template.render(
         title=tables.title("Which small CIFAR-10 network is best?", comparison),
@@ -69,7 +82,9 @@ def page(
         export_notes=findings.export_notes(comparison),
         are_numbers=tables.are_numbers,
         notes=findings.accuracy_notes(comparison),
-        lowest=content.lowest_seeds(comparison),
+        examples=images.examples(split) if split else [],
+        models=embedded,
+        left_out=left_out,
         sprite=split and Markup(images.sprite(split.images, indices)),
         content=_json(shown),
         script=_script,

@@ -5,7 +5,7 @@
   const { verdicts, recalls, confusions, counts, thumbnails, images, default: chosen } = PAGE.pairs;
   const selects = [byId("pair-a"), byId("pair-b")];
   const COLUMNS = 20; // of the sprite
-  const SIDE = 56; // pixels of a thumbnail on the page
+  const THUMBNAIL = 56; // pixels on the page
 
   function bar([value, low, high], limits, name) {
     const at = (fraction) => `${(100 * (fraction - limits[0])) / (limits[1] - limits[0])}%`;
@@ -45,7 +45,7 @@
     const words = `${label}; ${right}: ${label}, ${it.percent[right]} %; ${wrong}: ${mistaken}, ${it.percent[wrong]} %`;
     picture.setAttribute("aria-label", words);
     picture.title = words;
-    const [x, y] = [SIDE * (index % COLUMNS), SIDE * Math.floor(index / COLUMNS)];
+    const [x, y] = [THUMBNAIL * (index % COLUMNS), THUMBNAIL * Math.floor(index / COLUMNS)];
     picture.style.backgroundPosition = `-${x}px -${y}px`;
     return element("li", {}, picture, element("span", { "aria-hidden": "true" }, `${label} → ${mistaken}`));
   }
