@@ -136,7 +136,7 @@ def test_table_is_sorted_by_a_columns_name_and_unknown_values_stay_last(desktop,
     page = desktop.page
 
     def press(name):
-        button = page.get_by_role("columnheader", name=name).get_by_role("button")
+        button = page.locator("#recipes").get_by_role("columnheader", name=name).get_by_role("button")
         button.click() if by == "mouse" else button.press("Enter")
 
     def names():
@@ -144,7 +144,9 @@ def test_table_is_sorted_by_a_columns_name_and_unknown_values_stay_last(desktop,
 
     press("test %")
     assert names() == ["compact", "baseline", "custom", "published-custom", "published-base"]
-    assert page.get_by_role("columnheader", name="test %").get_attribute("aria-sort") == "descending"
+    assert (
+        page.locator("#recipes").get_by_role("columnheader", name="test %").get_attribute("aria-sort") == "descending"
+    )
     press("test %")
     assert names() == ["published-base", "published-custom", "custom", "baseline", "compact"]
     press("val. %")
@@ -539,6 +541,29 @@ def test_damaged_model_is_refused_with_its_command(made, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PipelineError, match=r"custom-0/export/model\.tflite .*`python -m pipeline\.export custom-0`"):
         models.embedded(made)
+
+
+def test_how_it_was_measured_names_machines_versions_digests_and_how_to_check(made, desktop):
+    said = desktop.page.inner_text("#how")
+    for text in (
+        "no epoch was chosen",
+        "Made-up | 9000",
+        "TensorFlow 2.21.0",
+        "python -m pipeline.verify RUN",
+        "LOG.md",
+    ):
+        assert text in said
+    assert "evaluate" in desktop.page.locator("#how li code").all_inner_texts()
+    assert "6 training runs are recorded; seeds of each recipe: baseline 1, custom 3, compact 2." in said
+    assert f"custom-0\t{16 * '0'}\t{16 * '1'}\t–\t{made['exports']['custom']['float32']['sha256'][:16]}" in said  # noqa: RUF001
+    licence = (build.FOLDER / "vendor/uPlot.LICENSE").read_text().strip()
+    assert desktop.page.text_content("#how pre").strip() == licence
+
+
+def test_page_is_small_enough_to_send_and_names_no_registry(made):
+    assert len(made.html) < 4_000_000
+    # Addresses in the page: the licence's and the sources' words alone.
+    assert not re.findall(rb"(?:src|href|action)=[\"'](?!#|data:)", made.html)
 
 
 def test_page_fits_a_phone_and_each_width_between(made, chromium):

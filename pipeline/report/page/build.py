@@ -1,16 +1,17 @@
 """The page as one file: `report/index.html`. Equal input gives equal bytes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.config import params
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records.record import Record
-from pipeline.report import findings, tables
+from pipeline.report import findings, markdown, tables
 from pipeline.report.page import content, images, models
 from pipeline.report.page.content import Comparison, Histories
 from pipeline.training.cifar10 import CLASS_NAMES
@@ -18,17 +19,7 @@ from pipeline.training.dataset import Split
 
 FOLDER = Path(__file__).parent
 # Each script uses what stands before it.
-SCRIPTS = (
-    "page.js",
-    "sorting.js",
-    "charts.js",
-    "scatter.js",
-    "curves.js",
-    "pairs.js",
-    "resampling.js",
-    "tflite.js",
-    "try.js",
-)
+SCRIPTS = ("page", "sorting", "charts", "scatter", "curves", "pairs", "resampling", "tflite", "try")
 
 
 def page(
@@ -85,6 +76,11 @@ def page(
         examples=images.examples(split) if split else [],
         models=embedded,
         left_out=left_out,
+        how=[_with_code(point) for point in markdown.HOW.removeprefix("- ").split("\n- ")],
+        runs=tables.runs(comparison),
+        digests=content.digests(comparison, records),
+        tried=content.tried(comparison),
+        published_notes=findings.published_notes(),
         sprite=split and Markup(images.sprite(split.images, indices)),
         content=_json(shown),
         script=_script,
@@ -104,13 +100,18 @@ def _environment() -> jinja2.Environment:
     )
 
 
+def _with_code(text: str) -> Markup:
+    """Text of Markdown that has no markup but `code`."""
+    return Markup(re.sub("`(.*?)`", r"<code>\1</code>", str(escape(" ".join(text.split())))))
+
+
 def _text(name: str) -> Markup:
     """A file of this folder as it is."""
-    return Markup((FOLDER / name).read_text())
+    return Markup((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def _script(name: str) -> Markup:
-    return _text(f"scripts/{name}")
+    return _text(f"scripts/{name}.js")
 
 
 def _json(value: Any) -> Markup:

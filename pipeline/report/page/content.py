@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import exports
+from pipeline.records.record import Record
 from pipeline.report import findings, statistics, tables
 from pipeline.report.page.images import disagreements
 from pipeline.training.cifar10 import CLASS_NAMES
@@ -173,6 +174,26 @@ def pairs(comparison: Comparison, predictions: dict[str, Predictions], budget: s
     default = _default_pair(comparison, budget)
     shown = {"verdicts": verdicts, "recalls": recalls, "confusions": confusions, "default": default}
     return shown | disagreements(seen)
+
+
+def digests(comparison: Comparison, records: dict[str, Record]) -> tables.Rows:
+    """What a record can be checked by: commit, data, model and exported file, the first 16 digits of each."""
+    rows = [["run", "commit", "MD5 of the data", "SHA-256 of model.keras", "SHA-256 of model.tflite"]]
+    exported = {row["run"]: row["float32"]["sha256"] for row in comparison["exports"].values()}
+    for run, found in records.items():
+        environment = found.training.environment
+        of_model = found.speed.get("model_sha256"), exported.get(run)
+        known = [environment.get("commit"), environment.get("data_hash"), *of_model]
+        commit, *others = (str(digest or tables.UNKNOWN)[:16] for digest in known)
+        rows.append([run, f"{commit}{' (changed)' if environment.get('dirty') else ''}", *others])
+    return rows
+
+
+def tried(comparison: Comparison) -> str:
+    """How often each recipe was trained, as a sentence."""
+    seeds = {recipe: row["seeds"] for recipe, row in comparison["recipes"].items()}
+    each = ", ".join(f"{recipe} {number}" for recipe, number in seeds.items())
+    return f"{sum(seeds.values())} training runs are recorded; seeds of each recipe: {each}."
 
 
 def _default_pair(comparison: Comparison, budget: str | None) -> list[str]:
