@@ -252,17 +252,11 @@ def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
     try:
         yield
         status = "finished"
-    except KeyboardInterrupt:
-        status, reason = "killed", "interrupted by Ctrl-C"
-        raise
-    except SystemExit:  # what SIGTERM becomes
-        status, reason = "killed", "ended by SIGTERM"
-        raise
-    except StoppedError as error:
-        status, reason = "killed", str(error)
+    except (KeyboardInterrupt, SystemExit, StoppedError) as error:
+        status, reason = "killed", reason_of(error)
         raise
     except BaseException as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise
     finally:
         try:
@@ -272,6 +266,15 @@ def recorded_end(log: record.Record, live: tracking.Live) -> Iterator[None]:
             raise PipelineError(f"{log.run}: {error}; {command.resuming()}") from None
         finally:
             live.close(log)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a training run ended, as its record says it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted by Ctrl-C"
+    if isinstance(error, SystemExit):  # what SIGTERM becomes
+        return "ended by SIGTERM"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -149,9 +149,15 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: os.killpg(process.pid, number))
-    status = process.wait()
+    before = {
+        number: signal.signal(number, lambda number, _: os.killpg(process.pid, number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return status if status >= 0 else 128 - status
 
 

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 class ShownEpochs(Protocol):
@@ -77,3 +77,61 @@ class TrainingProgress:
             else:
                 lines[-1] += gap + field
         self._console.print("\n".join(lines), soft_wrap=True)
+
+
+class RunsProgress:
+    """Shows several training runs at a time: a moving line for each; without a terminal a row for each epoch alone."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=max(4, min(24, self.console.width - 72))),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "RunsProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def row(self, run: str, epochs: int, title: str, location: str, resumed_after: int) -> "RunProgress":
+        """The line of a run that begins or resumes now."""
+        resumes = f"; resumes after epoch {resumed_after}" if resumed_after else ""
+        self.console.print(f"{title}, {location}{resumes}", soft_wrap=True)
+        if run not in self._tasks:
+            self._tasks[run] = self._bars.add_task(run, total=epochs, said="")
+        self._bars.update(self._tasks[run], completed=resumed_after, said=location)
+        return RunProgress(self.console, self._bars, self._tasks[run], run, epochs)
+
+
+class RunProgress:
+    """One run's line."""
+
+    def __init__(self, console: Console, bars: Progress, task: TaskID, run: str, epochs: int):
+        self._console, self._bars, self._task, self._run, self._epochs = console, bars, task, run, epochs
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
+        if kind:
+            self._bars.update(self._task, said="ended")
+
+    def steps(self, epoch: int, done: int, steps: int, loss: float) -> None:
+        """Moves the line on."""
+        self._bars.update(self._task, completed=epoch - 1 + done / steps)
+
+    def epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
+        """Shows a finished epoch."""
+        said = f"val_accuracy {row['val_accuracy']:.4f}  loss {row['loss']:.3f}  {epoch_seconds:.1f} s an epoch"
+        self._bars.update(self._task, completed=row["epoch"], said=said)
+        if self._bars.disable:
+            self._console.print(f"{self._run}: epoch {row['epoch']}/{self._epochs}  {said}", soft_wrap=True)

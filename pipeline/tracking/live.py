@@ -16,12 +16,19 @@ class Live:
     """The MLflow run of a training run, kept in sync by a thread of its own.
 
     Training never waits for it: a store that is slow, or away, costs an epoch nothing. MLflow's own sampling of
-    processor, memory and GPU goes into the same run.
+    processor, memory and GPU goes into the same run, if it is computed on this machine.
     """
 
-    def __init__(self, record: Record, texts: dict[str, str]):
-        """Begins with the record as it is now; `texts`: text files for the run, by name."""
-        self._first, self._texts = record, texts
+    def __init__(self, record: Record, texts: dict[str, str], system_metrics: bool = True, with_model: bool = True):
+        """Begins with the record as it is now.
+
+        Args:
+            record: of the training run.
+            texts: text files for the run, by name.
+            system_metrics: whether it is computed on this machine.
+            with_model: whether to log the trained model at its end.
+        """
+        self._first, self._texts, self._system_metrics, self._with_model = record, texts, system_metrics, with_model
         self._monitor: Any = None
         self._bug: Exception | None = None
         self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
@@ -43,7 +50,7 @@ class Live:
         if self._bug:
             raise self._bug
         if not self._thread.is_alive():
-            sync_run(record, live=True)
+            sync_run(record, live=True, with_model=self._with_model)
 
     def _run(self) -> None:
         try:
@@ -54,7 +61,7 @@ class Live:
     def _follow(self) -> None:
         begun = False
         while record := self._latest():
-            run_id = sync_run(record, live=True)
+            run_id = sync_run(record, live=True, with_model=self._with_model)
             if run_id and not begun:
                 begun = store.attempt(f"begin {record.run}", partial(self._begin, run_id)) is not None
         if self._monitor:
@@ -64,7 +71,7 @@ class Live:
         runs.end_dead(self._first)
         for name, text in self._texts.items():
             store.client().log_text(run_id, text, name)
-        self._monitor = _started_monitor(run_id)
+        self._monitor = _started_monitor(run_id) if self._system_metrics else None
         return True
 
     def _latest(self) -> Record | None:

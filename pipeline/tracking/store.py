@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class _Pause:
 
 
 _pause = _Pause(FIRST_PAUSE)
+_opening = threading.Lock()  # MLflow makes a store's tables in one thread at a time
 
 
 def attempt(what: str, action: Callable[[], T]) -> T | None:
@@ -52,7 +54,8 @@ def attempt(what: str, action: Callable[[], T]) -> T | None:
         return None
     doing = "open its store"
     try:
-        client()
+        with _opening:
+            client()
         doing = what
         result = _without_conflicts(action)
         _pause.seconds = FIRST_PAUSE

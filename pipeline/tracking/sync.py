@@ -20,17 +20,19 @@ NOT_METRICS = {"evaluated_ms", "epochs", "test_images", "batch_size", "threads",
 MOST_METRICS = 1_000  # that MLflow takes in one call
 
 
-def sync_run(record: Record, live: bool = False) -> str | None:
+def sync_run(record: Record, live: bool = False, with_model: bool = True) -> str | None:
     """Makes MLflow's run of this record say what the record says. Idempotent.
 
     Args:
         record: of a training run, running or ended.
         live: it is being trained now; otherwise a run that is made here is marked as replayed.
+        with_model: log the trained model too, which takes TensorFlow and 7 s. Without it the run is not complete, and
+            the next call completes it.
 
     Returns:
         The MLflow run's id, or None if the store failed.
     """
-    return store.attempt(f"log {record.run}", lambda: _sync_run(record, live))
+    return store.attempt(f"log {record.run}", lambda: _sync_run(record, live, with_model))
 
 
 def end_dead_runs() -> None:
@@ -63,7 +65,7 @@ def in_sync(digests: Iterable[str]) -> bool:
     return set(digests) <= {value for (value,) in synced} and not any(runs.is_dead(where) for (where,) in running)
 
 
-def _sync_run(record: Record, live: bool) -> str:
+def _sync_run(record: Record, live: bool, with_model: bool) -> str:
     from mlflow.entities import Metric, RunTag
 
     client, training = store.client(), record.training
@@ -98,12 +100,14 @@ def _sync_run(record: Record, live: bool) -> str:
         return run_id
     for path in record.files():
         client.log_artifact(run_id, str(path))
-    if training.status == "finished" and record.model_file.exists() and not run.outputs.model_outputs:
+    is_complete = training.status != "finished" or not record.model_file.exists() or bool(run.outputs.model_outputs)
+    if with_model and not is_complete:
         model.log(experiment_id, run_id, record, _params(record))
     client.set_terminated(run_id, training.status.upper(), training.ended_ms)
     ended = tags.at_end(record, run.data.tags)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in ended.items()])
-    client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
+    if with_model or is_complete:
+        client.log_batch(run_id, tags=[RunTag(SYNCED, digest)])
     return run_id
 
 

@@ -1,0 +1,143 @@
+"""Hands training runs to an engine and records what comes back, as `pipeline.train` does for its own."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import tracking, train
+from pipeline.config.params import Params
+from pipeline.engine import Begun, Engine, Epoch, Failed, Finished, Job, Message, Resume, Steps, Worker, WorkerDiedError
+from pipeline.records import checkpoint, files, record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
+from pipeline.system.file_lock import file_lock
+from pipeline.system.progress import RunsProgress
+
+MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a run
+
+
+class Driver:
+    """Trains runs by an engine's workers. `train` may be called by several threads at a time.
+
+    Args:
+        engine: where the workers are.
+        progress: what a person sees.
+        environment: what each record says besides what its worker says.
+    """
+
+    def __init__(self, engine: Engine, progress: RunsProgress, environment: dict[str, Any]):
+        self._engine, self._progress, self._environment = engine, progress, environment
+        self._workers: set[Worker] = set()
+        self._lock = threading.Lock()
+        self._stopped = ""
+
+    def train(
+        self,
+        run: str,
+        config: Params,
+        environment: dict[str, Any] | None = None,
+        on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
+        on_finished: Callable[[record.Record, dict[str, Any]], None] = lambda log, fingerprint: None,
+    ) -> record.Record:
+        """Trains a run to its end, resuming after its last finished epoch, with as many workers as it takes.
+
+        Args:
+            run: its name.
+            config: the whole of params.yaml.
+            environment: what this record says besides.
+            on_epoch: is called with the metrics of each new epoch, when it is recorded. What it raises ends the run.
+            on_finished: is called with the record and the fingerprint while the last checkpoint is still there: ended
+                here, the run resumes after its last epoch.
+
+        Raises:
+            PipelineError: as `train.train`, or workers die again and again.
+            StoppedError: `stop` was called.
+        """
+        busy = f"{run} is being trained by another process; wait for it or end it"
+        with file_lock(record.CHECKPOINTS / run, busy):
+            deaths = 0
+            while True:
+                epochs: list[dict[str, float]] = []
+                try:
+                    log, mark = self._train_once(run, config, environment or {}, [epochs.append, on_epoch])
+                    break
+                except WorkerDiedError as error:
+                    deaths = 1 if epochs else deaths + 1
+                    if deaths >= MOST_DEATHS:
+                        raise PipelineError(
+                            f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"
+                        ) from None
+                    print(f"warning: {run}: {error}; another worker resumes it", file=sys.stderr)
+            on_finished(log, mark)
+            checkpoint.clear(record.CHECKPOINTS / run)
+        return log
+
+    def stop(self, reason: str) -> None:
+        """Ends all workers; what trains now is recorded as killed for this reason."""
+        with self._lock:
+            self._stopped = reason
+            workers = list(self._workers)
+        for worker in workers:
+            worker.end()
+
+    def _train_once(
+        self, run: str, config: Params, environment: dict[str, Any], on_epoch: list[Callable[[dict[str, float]], None]]
+    ) -> tuple[record.Record, dict[str, Any]]:
+        """The record and the fingerprint, by one worker. Raises WorkerDiedError, and as `train`."""
+        worker = self._start(Job(run, config))
+        try:
+            begun = self._receive(worker)
+            if not isinstance(begun, Begun):
+                raise _failure(run, begun)
+            mark, environment = begun.fingerprint, self._environment | begun.environment | environment
+            log, found = train.begin_or_resume(run, config, mark, environment)
+            # evaluate logs the model: TensorFlow, in this process, would cost each run some seconds.
+            live = tracking.Live(log, {"geometry.json": begun.layers}, worker.is_here, with_model=False)
+            row = self._progress.row(
+                run, config.recipe_of(run).epochs, begun.title, worker.location, found.epoch if found else 0
+            )
+            record_epoch = train.EpochRecorder(log, mark, row, live)
+            with train.recorded_end(log, live), row:
+                worker.send(Resume(found.epoch, found.values) if found else Resume(0, []))
+                while not isinstance(message := self._receive(worker), Finished):
+                    if isinstance(message, Steps):
+                        row.steps(*message)
+                    elif isinstance(message, Epoch):
+                        record_epoch(*message)
+                        for call in on_epoch:
+                            call(message.metrics)
+                    else:
+                        raise _failure(run, message)
+                files.write(log.model_file, message.model)
+            return log, mark
+        finally:
+            with self._lock:
+                self._workers.discard(worker)
+            worker.end()
+
+    def _start(self, job: Job) -> Worker:
+        worker = self._engine.start(job)
+        with self._lock:
+            self._workers.add(worker)
+            stopped = self._stopped
+        if stopped:
+            worker.end()
+        return worker
+
+    def _receive(self, worker: Worker) -> Message:
+        try:
+            return worker.receive()
+        except WorkerDiedError:
+            if self._stopped:
+                raise train.StoppedError(self._stopped) from None
+            raise
+
+
+def _failure(run: str, message: Message) -> PipelineError:
+    if not isinstance(message, Failed):
+        return PipelineError(f"{run}: its worker said {command.shown(message)}")
+    if message.trace and os.environ.get(command.TRACE):
+        print(message.trace, file=sys.stderr)
+    return PipelineError(message.reason)
