@@ -48,6 +48,61 @@ def test_batch_normalization_is_the_stock_one(activations, policy, tolerance):
     )
 
 
+SPECIAL = [0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-40, -1e-40]
+
+
+def bits(tensor) -> np.ndarray:
+    """The bits of a tensor; one pattern for all that is not a number, and one for both zeros, which add nothing."""
+    values = np.asarray(tf.cast(tensor, tf.float32)) + np.float32(0)
+    return np.where(np.isnan(values), np.float32(np.nan), values).view(np.uint32)
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float32], ids=lambda dtype: dtype.name)
+def test_compiled_chains_give_the_bits_of_tensorflows_kernels(dtype):
+    """So a training run gives the same weights with and without them, and no activation hides a NaN."""
+    assert layers._compiles()
+    random = np.random.default_rng(0)
+    x, y, gradient = (
+        tf.cast(np.append(random.normal(0, 3, 5000), random.permutation(SPECIAL)), dtype) for _ in range(3)
+    )
+    octets = tf.constant(random.integers(0, 256, x.shape, np.uint8))
+    assert np.array_equal(bits(layers._compiled_relu(x)), bits(tf.nn.relu(x)))
+    gradient = tf.where(tf.math.is_finite(gradient), gradient, 1)
+    stock = tf.raw_ops.ReluGrad(gradients=gradient, features=tf.nn.relu(x))
+    assert np.array_equal(bits(layers._compiled_relu_gradient(gradient, tf.nn.relu(x))), bits(stock))
+    assert np.array_equal(bits(layers._compiled_sum(x, y)), bits(x + y))
+    assert np.array_equal(bits(layers._compiled_masked(x, octets, 77)), bits(layers._masked(x, octets, 77)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("fast", "stock"),
+    [
+        (layers.ReLU(), keras.layers.ReLU()),
+        (layers.ReLU(6.0, 0.1, 0.2), keras.layers.ReLU(6.0, 0.1, 0.2)),
+        (keras.layers.Activation(layers.relu), keras.layers.Activation("relu")),
+    ],
+)
+def test_relu_is_the_stock_one(activations, fast, stock, policy):
+    values = tf.cast(activations, tf.bfloat16 if policy == "mixed_bfloat16" else tf.float32)
+    for ours, theirs in zip(trained_step(fast, values), trained_step(stock, values), strict=True):
+        assert np.array_equal(bits(ours), bits(theirs))
+
+
+def test_sum_is_the_stock_one(activations):
+    for shapes in [(activations, activations), (activations, activations[..., :1]), (activations,) * 3]:
+        inputs = [tf.constant(part) for part in shapes]
+        results = []
+        for kind in (layers.Add, keras.layers.Add):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                total = kind()(inputs)
+                loss = tf.reduce_sum(total**2)
+            results.append([total, *tape.gradient(loss, inputs)])
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("rate", [0.25, 0.3, 0.5])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_dropout_drops_its_rate_and_keeps_the_mean(rate, policy):
@@ -58,6 +113,20 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(rate, policy):
     assert abs(np.mean(kept == 0) - rate) < 0.004  # the rate is rounded to 1/256
     assert abs(kept.mean() - 1) < 0.01
     assert len(np.unique(kept)) == 2
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_gradient_passes_where_dropout_kept_the_value(activations, policy):
+    layer = layers.Dropout(0.5, dtype=policy)
+    layer.layer_id = 1
+    x = tf.constant(activations)
+    with step_seed(tf.constant([0, 4096], tf.int64)), tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    gradient = np.asarray(tape.gradient(y, x), np.float32)
+    kept = np.asarray(y, np.float32) != 0
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_array_equal(gradient, 2.0 * kept)
 
 
 def test_dropout_does_nothing_in_inference():

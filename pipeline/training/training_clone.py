@@ -10,10 +10,15 @@ from typing import Any
 import keras
 
 from pipeline.training.initial_weights import initial_weights
-from pipeline.training.layers import BatchNormalization, Dropout
+from pipeline.training.layers import Add, BatchNormalization, Dropout, ReLU, relu
 from pipeline.training.reproducible import follow_step_seed
 
-FASTER: dict[type, Any] = {keras.layers.Dropout: Dropout, keras.layers.BatchNormalization: BatchNormalization}
+FASTER: dict[type, Any] = {
+    keras.layers.Dropout: Dropout,
+    keras.layers.BatchNormalization: BatchNormalization,
+    keras.layers.ReLU: ReLU,
+    keras.layers.Add: Add,
+}
 ACTIVATION = keras.layers.Softmax | keras.layers.Activation
 # Pixels and averaged classes stay float32: few values, and bfloat16 has 8 significant bits.
 IN_FLOAT32 = keras.layers.Normalization | keras.layers.Rescaling | keras.layers.GlobalAveragePooling2D
@@ -46,7 +51,10 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
             if isinstance(layer, keras.layers.Softmax):
                 kind, config = keras.layers.Activation, {"name": layer.name, "dtype": "float32"}
             config["activation"] = "linear"
-        return kind.from_config(config)
+        copied = kind.from_config(config)
+        if _is_stock(layer) and vars(copied).get("activation") is keras.activations.relu:
+            copied.activation = relu
+        return copied
 
     train_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
     for weight, copied in zip(model.weights, train_model.weights, strict=True):
@@ -114,7 +122,7 @@ def copy_weights(values: list, model: keras.Model) -> None:
 
 
 def _fast_kind(layer: keras.Layer) -> Any:
-    if isinstance(layer, keras.layers.Dropout) and layer.noise_shape:
+    if isinstance(layer, keras.layers.Dropout) and (layer.noise_shape or round(256 * layer.rate) == 256):
         return type(layer)
     return FASTER.get(type(layer), type(layer))
 
