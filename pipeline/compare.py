@@ -16,7 +16,7 @@ from pipeline.evaluation import predictions
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import exports, record, references
 from pipeline.records.record import Record
-from pipeline.report import comparison_plots, markdown, recorded, terminal
+from pipeline.report import cards, comparison_plots, markdown, recorded, terminal
 from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
 from pipeline.report.comparison_plots import History
 from pipeline.report.page import build, images
@@ -72,7 +72,7 @@ def load(config: params.Params) -> dict[str, Record]:
 def _missing(loaded: Record) -> list[str]:
     """What a valid record may lack, but a comparison needs."""
     metrics = (*OVER_SEEDS, "test_accuracy_flip", "calibration_error", "parameters", "multiply_adds", "epochs")
-    environment = ("device", "threads", "processor", "precision", "tensorflow", "keras")
+    environment = ("commit", "device", "threads", "processor", "precision", "tensorflow", "keras")
     return [
         *(key for key in metrics if key not in loaded.evaluation),
         *(key for key in environment if key not in loaded.training.environment),
@@ -117,7 +117,12 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History], page
         "comparison.json": _json(comparison),
         "metrics.json": _json({recipe: _few(row) for recipe, row in comparison["recipes"].items()}),
     }
+    texts = {cards.path(recipe): cards.card(comparison, recipe) for recipe in comparison["recipes"]}
+    files |= {str(path.relative_to(recorded.REPORT)): text.encode() for path, text in texts.items()}
     recorded.write(files)
+    for path in cards.FOLDER.glob("*.md"):
+        if path not in texts:  # of a recipe that is gone
+            path.unlink()
 
 
 def _json(content: Any) -> bytes:

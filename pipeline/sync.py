@@ -4,11 +4,13 @@ import sys
 
 from pipeline import tracking
 from pipeline.config import params
-from pipeline.records import record, references
-from pipeline.report import run_tags
+from pipeline.records import exports, record, references
+from pipeline.records.record import Record
+from pipeline.report import cards, run_tags
 from pipeline.report.recorded import COMPARISON, from_comparison
-from pipeline.system import command
-from pipeline.tracking import pending
+from pipeline.system import command, provenance
+from pipeline.system.command import PipelineError
+from pipeline.tracking import Champion, pending
 
 
 def main() -> None:
@@ -29,7 +31,8 @@ def sync_records() -> None:
     compared = {run.run: tags[run.run] for run in runs if run.run in tags}
     digests = [run.digest() for run in runs] + [tracking.reference_digest(name) for name in published]
     digests += [tracking.comparison_digest(run, compared[run.run]) for run in runs if run.run in compared]
-    if tracking.in_sync(digests):
+    champions = registered(runs)
+    if tracking.in_sync(digests, champions):
         return
     tracking.end_dead_runs()
     for name in published:
@@ -38,6 +41,38 @@ def sync_records() -> None:
         tracking.sync_run(run)
         if run.run in compared:
             tracking.sync_comparison(run, compared[run.run])
+    if champions is not None:
+        tracking.sync_champions(champions)
+
+
+def registered(runs: list[Record]) -> list[Champion] | None:
+    """The champions, with what the registry is to say of them.
+
+    Args:
+        runs: the records of params.yaml's list.
+
+    Returns:
+        None where the registry stays as it is: in experiments and workspaces, whose results are not those of a commit,
+        and for runs on a part of the data.
+    """
+    if not COMPARISON.exists() or command.in_temporary_copy():
+        return None
+    by_name, tags = {run.run: run for run in runs}, from_comparison(run_tags.by_budget)
+    chosen = {budget: by_name[of["run"]] for budget, of in tags.items() if of["run"] in by_name}
+    notes = {budget: cards.path(of["recipe"]) for budget, of in tags.items()}
+    files = [COMPARISON, *notes.values(), *(run.folder for run in chosen.values())]
+    if len(chosen) < len(tags) or not provenance.is_committed(*files):
+        return None
+    if not all(run.training.comparable for run in chosen.values()):
+        return None
+    champions = []
+    for budget, run in chosen.items():
+        try:
+            exports.read(run.run)
+            champions.append(Champion(budget, run, tags[budget], notes[budget].read_text(encoding="utf-8")))
+        except PipelineError as error:
+            print(f"warning: the champion of {budget} is not registered in MLflow: {error}", file=sys.stderr)
+    return champions
 
 
 if __name__ == "__main__":

@@ -334,7 +334,7 @@ class TestCompare:
         assert names(workplace / "report") == set()
         small.resize("4m")
         compare.main()
-        assert len(names(workplace / "report")) == 7
+        assert len(names(workplace / "report")) == 9
 
     def test_earlier_report_stays(self, workplace, disk):
         small = disk(workplace / "report", "4m")

@@ -21,6 +21,7 @@ from pipeline.training.cifar10 import CLASS_NAMES
 SPLITS = ("train_images", "val_images", "test_images")
 OVER_SEEDS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 DIFFERENCE = 0.003  # whose number of seeds is told
+MOST_CONFUSIONS = 5  # that are told
 ASSUMED_STD = (0.002, 0.005)  # of accuracy over seeds, until a recipe has two of them
 
 
@@ -55,6 +56,8 @@ def compare(
         "descriptions": {
             recipe: _description([predictions[run["run"]] for run in runs], bins) for recipe, runs in seeds.items()
         },
+        "confusions": {recipe: confusions([predictions[run["run"]] for run in runs]) for recipe, runs in seeds.items()},
+        "recipe_params": {recipe: config.recipes[recipe].model_dump() for recipe in recipes},
         "budgets": {
             name: {recipe: within(budget, row) for recipe, row in recipes.items()}
             for name, budget in config.compare.budgets.items()
@@ -78,6 +81,8 @@ def run_metrics(run: Record) -> dict[str, Any]:
         **{key: evaluation[key] for key in ("parameters", "multiply_adds", "epochs")},
         "training_minutes": round(len(seconds) * median(seconds) / 60, 2),  # an hour of a busy machine does not count
         "images_per_second": round(median(epoch.images_per_second for epoch in training.epochs), 1),
+        "commit": environment["commit"],
+        "model_sha256": run.speed.get("model_sha256", ""),
         "origin": [
             f"{datetime.fromtimestamp(training.started_ms / 1000, UTC):%Y-%m-%d}",
             f"{environment['device']} ({environment['threads']} threads), "
@@ -217,6 +222,24 @@ def _description(predictions: list[Predictions], bins: int) -> dict[str, Any]:
     for label, name in enumerate(CLASS_NAMES):
         described[name] = statistics.over_seeds_and_images(correct[:, labels == label])
     return {name: [round(estimate.value, 6), *_interval(estimate)] for name, estimate in described.items()}
+
+
+def confusions(predictions: list[Predictions]) -> list[dict[str, Any]]:
+    """The pairs of classes most often confused: fractions of the true class's test images, means over seeds."""
+    matrices = [metrics.confusion_matrix(seed.test_probabilities, seed.test_labels) for seed in predictions]
+    fractions = np.mean(matrices, axis=0) / np.maximum(matrices[0].sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(fractions, 0)
+    worst = np.argsort(-fractions, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    cells = [(index // len(CLASS_NAMES), index % len(CLASS_NAMES)) for index in worst.tolist()]
+    return [
+        {
+            "true": CLASS_NAMES[row],
+            "predicted": CLASS_NAMES[column],
+            "fraction": round(float(fractions[row, column]), 6),
+        }
+        for row, column in cells
+        if fractions[row, column]
+    ]
 
 
 def _interval(estimate: statistics.Estimate) -> list[float]:

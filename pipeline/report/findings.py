@@ -204,26 +204,31 @@ def published_notes() -> list[str]:
 
 
 def export_notes(comparison: dict[str, Any]) -> list[str]:
-    """What the table of exported files needs said; the limits that they do not keep; who reaches what is asked."""
+    """What the table of exported files needs said, and whose int8 files reach what is asked of the published one."""
     exports = comparison["exports"]
-    if not exports:
-        return []
-    notes = [
-        "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
-        f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
-    ]
-    for published in comparison["published_exports"]:
+    notes = []
+    for published in comparison["published_exports"] if exports else ():
         asked = published["int8_accuracy_to_reach"]
         notes.append(
             f"* published, trained for {published['epochs']} epochs: {published['parameters']:,} parameters, "
             f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark asks for {100 * asked:g} % of an "
             f"int8 file. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
         )
-    notes += [
-        f"{recipe} has no int8 file: {row['without_int8']}." for recipe, row in exports.items() if not row["int8"]
-    ]
+    return file_notes(exports) + notes
+
+
+def file_notes(exports: dict[str, Any]) -> list[str]:
+    """How exported files were measured, by recipe; which one is missing, and which limits are not kept."""
+    if not exports:
+        return []
+    without = {recipe: row["without_int8"] for recipe, row in exports.items() if not row["int8"]}
     violations = [f"{recipe}: {words}." for recipe, row in exports.items() for words in row["violations"]]
-    return notes + (violations or ["Each int8 file keeps its limits of size and of validation accuracy."])
+    return [
+        "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
+        f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
+        *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
+        *(violations or ["Each int8 file keeps its limits of size and of validation accuracy."]),
+    ]
 
 
 def _machines(exports: dict[str, Any]) -> str:

@@ -24,19 +24,19 @@ def page(comparison: dict[str, Any]) -> str:
         f"# {tables.title(tables.TITLE, comparison)}",
         "\n".join(f"- {_escaped(text)}" for text in findings.budgets(comparison)),
         table(tables.accuracy(comparison)),
-        _lines(findings.accuracy_notes(comparison)),
+        lines(findings.accuracy_notes(comparison)),
         table(tables.cost(comparison)),
         "![Validation accuracy by epoch](curves.png)",
         "![Test accuracy by number of parameters](accuracy_vs_parameters.png)",
         f"## {tables.title('Verdicts', comparison)}",
         table(tables.pairs(comparison)),
-        _lines(findings.pair_notes(comparison)),
+        lines(findings.pair_notes(comparison)),
         f"## {tables.title('Budgets', comparison)}",
         table(tables.budgets(comparison)),
-        _lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
+        lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
         *_exports(comparison),
         f"## {tables.title('The model to take', comparison)}",
-        _lines(findings.rule(comparison)),
+        lines(findings.rule(comparison)),
         table(findings.others(comparison)),
         f"## {tables.title('Means over seeds', comparison)}",
         table(tables.means(comparison)),
@@ -44,7 +44,7 @@ def page(comparison: dict[str, Any]) -> str:
         f"{comparison['test_images']:,} test images and these validation images. With one seed there is none.",
         f"## {tables.title('Compared with the published results', comparison)}",
         table(tables.against_published(comparison)),
-        _lines(findings.published_notes()),
+        lines(findings.published_notes()),
         "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
         f"## {tables.title('Calibration error and recall of each class', comparison)}",
         table(tables.descriptions(comparison)),
@@ -64,7 +64,7 @@ def _exports(comparison: dict[str, Any]) -> list[str]:
     return [
         f"## {tables.title('Exported files', comparison)}",
         table(tables.exports(comparison)),
-        _lines(findings.export_notes(comparison)),
+        lines(findings.export_notes(comparison)),
         "\n".join(f"- {name}: {' '.join(texts)}" for name, texts in sources.items()),
     ]
 
@@ -79,7 +79,8 @@ def table(rows: tables.Rows) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *cells])
 
 
-def _lines(sentences: list[str]) -> str:
+def lines(sentences: list[str]) -> str:
+    """Sentences, one a line."""
     return "\\\n".join(map(_escaped, sentences))
 
 

@@ -17,10 +17,12 @@ T = TypeVar("T")
 def write(contents: dict[str, bytes]) -> None:
     """Writes the report's files: every one is written before the first takes an earlier one's place."""
     REPORT.mkdir(exist_ok=True)
-    partials = {name: REPORT / f".{name}.partial" for name in contents}
+    partials = {name: REPORT / f".{name.replace('/', '-')}.partial" for name in contents}
     try:
         for name, content in contents.items():
             partials[name].write_bytes(content)
+        for name in contents:
+            (REPORT / name).parent.mkdir(exist_ok=True)
         for name, partial in partials.items():
             os.replace(partial, REPORT / name)
     finally:

@@ -1,4 +1,4 @@
-"""What the comparison says of each run, as names and short texts for MLflow."""
+"""What the comparison says of each run and of each budget's champion, as names and short texts for MLflow."""
 
 from typing import Any
 
@@ -22,6 +22,21 @@ def by_run(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
     for budget, champion in comparison["champions"].items():
         if champion["run"]:
             tags[champion["run"]][f"model_for.{budget}"] = champion["status"] + quick
+    return tags
+
+
+def by_budget(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Of every budget that has a model to take: which one it is, and what decided; `run` and `recipe` among it."""
+    tags = {}
+    for budget, champion in comparison["champions"].items():
+        if champion["run"]:
+            row = comparison["recipes"][champion["recipe"]]
+            decided = {key: row[key] for key in ("val_accuracy", "seeds", "multiply_adds", "parameters", "epochs")}
+            named = {key: champion[key] for key in ("status", "run", "recipe", "min_seeds", "margin")}
+            tags[budget] = {key: str(value) for key, value in (named | decided).items()} | {
+                "limits": comparison["limits"][budget],
+                "test_accuracy": _mean(row),
+            }
     return tags
 
 

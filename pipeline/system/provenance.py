@@ -68,6 +68,16 @@ def is_untracked(file: Path) -> bool:
         return False
 
 
+def is_committed(*paths: Path) -> bool:
+    """Whether git has these files, and these folders' files, as they are here."""
+    names = [str(path) for path in paths]
+    try:
+        _git("ls-files", "--error-unmatch", "--", *names)
+        return not _git("status", "--porcelain", "--untracked-files=all", "--", *names)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-c", "core.quotepath=off", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -3,6 +3,7 @@
 address.py: which store. store.py: the connection. experiment.py, runs.py, tags.py: one run a record.
 embedded.py, relocation.py: a store in a SQLite file; one that was moved with its folder.
 sync.py, model.py, reference.py, comparison.py: record -> store, idempotent. live.py: following a training run.
+registry.py, photo_classifier.py: the champions as registered models, which `mlflow models serve` serves.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
 
@@ -11,9 +12,11 @@ from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
+from pipeline.tracking.registry import Champion, sync_champions
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 
 __all__ = [
+    "Champion",
     "Live",
     "check",
     "comparison_digest",
@@ -22,6 +25,7 @@ __all__ = [
     "file_store_warning",
     "in_sync",
     "reference_digest",
+    "sync_champions",
     "sync_comparison",
     "sync_reference",
     "sync_run",

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.records.record import Record
-from pipeline.tracking import address, comparison, embedded, experiment, model, relocation, runs, store, tags
+from pipeline.tracking import address, comparison, embedded, experiment, model, registry, relocation, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -40,8 +40,13 @@ def end_dead_runs() -> None:
     store.attempt("end dead runs", runs.end_dead)
 
 
-def in_sync(digests: Iterable[str]) -> bool:
-    """Whether the embedded store, made where it is, shows all these digests and has nothing RUNNING that is not."""
+def in_sync(digests: Iterable[str], champions: Iterable[registry.Champion] | None = None) -> bool:
+    """Whether the embedded store, made where it is, shows all these digests and has nothing RUNNING that is not.
+
+    Args:
+        digests: of records, published results and comparisons.
+        champions: what the registry holds, and nothing else; None if it may hold anything.
+    """
     database = address.database()
     if database is None or not database.exists():
         return False
@@ -60,7 +65,10 @@ def in_sync(digests: Iterable[str]) -> bool:
                 "WHERE tags.key = ? AND runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'",
                 (runs.LOCATION,),
             ).fetchall()
+            registered = registry.digests(connection)
     except sqlite3.Error:
+        return False
+    if champions is not None and registered != {champion.digest for champion in champions}:
         return False
     return set(digests) <= {value for (value,) in synced} and not any(runs.is_dead(where) for (where,) in running)
 
