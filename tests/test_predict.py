@@ -15,9 +15,10 @@ from PIL import Image
 from pipeline import predict
 from pipeline.config import params
 from pipeline.images import sheet, sources
-from pipeline.records import files
+from pipeline.records import files, record
 from pipeline.report.default_run import default_run
 from pipeline.system.command import PipelineError
+from pipeline.training import dataset
 from pipeline.training.cifar10 import CLASS_NAMES
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
@@ -78,6 +79,28 @@ def test_validation_images_as_png_get_the_classes_that_evaluate_sees(exported_pr
         received = {entry["class"]: entry["probability"] for entry in line["top"]}
         np.testing.assert_allclose([received[name] for name in CLASS_NAMES], expected[index], atol=1e-4)
         assert line["probability"] == max(received.values())
+
+
+@pytest.mark.skipif(not (ROOT / "data/cifar10").is_dir(), reason="needs data/cifar10, which `dvc repro fetch` writes")
+@pytest.mark.parametrize("run_name", params.read(ROOT / "params.yaml").export.runs)
+def test_recorded_model_sees_in_real_images_what_evaluate_saw(run_name, tmp_path, monkeypatch, capsys, tensorflow):
+    from pipeline.evaluation import inference, predictions
+
+    monkeypatch.chdir(ROOT)
+    data, log = params.read().data, record.load(run_name)
+    _, val = dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
+    stored = predictions.read(log.folder, log.evaluation).val_probabilities[:100]
+    expected = inference.predict(inference.load_model(log.model_file, run_name), val.images[:100])
+    for index in range(100):
+        write(tmp_path / f"{index:02}.png", val.images[index])
+    code, lines, errors = run(monkeypatch, capsys, "--run", run_name, "--json", "--top", "10", str(tmp_path))
+    assert (code, errors) == (0, [])
+    answers = [json.loads(line) for line in lines]
+    assert [answer["class"] for answer in answers] == [CLASS_NAMES[label] for label in stored.argmax(axis=1)]
+    named = [{entry["class"]: entry["probability"] for entry in answer["top"]} for answer in answers]
+    received = [[probabilities[name] for name in CLASS_NAMES] for probabilities in named]
+    np.testing.assert_allclose(received, expected, atol=1e-4)
+    np.testing.assert_allclose(received, stored, atol=1e-3)  # float16
 
 
 def test_unreadable_images_take_a_line_each_and_the_others_go_on(project, monkeypatch, capsys):
