@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("run", help="a run of params.yaml")
     parser.add_argument(
         "--format",
-        choices=("litert", "onnx"),
+        choices=FORMATS,
         default="litert",
         help=f"litert, the default: results/RUN/export/; onnx: {ONNX_FOLDER}/RUN.onnx",
     )
@@ -52,8 +52,7 @@ def main() -> None:
     from pipeline.evaluation import inference
 
     tf.config.set_visible_devices([], "GPU")  # what the files are compared with runs on the CPU, as they do
-    export = export_onnx if arguments.format == "onnx" else export_litert
-    export(log, inference.load_model(log.model_file, log.run), config)
+    FORMATS[arguments.format](log, inference.load_model(log.model_file, log.run), config)
 
 
 def export_litert(log: Record, model: keras.Model, config: params.Params) -> None:
@@ -168,6 +167,8 @@ def show(run: str, results: dict[str, dict[str, Any]], latency_ms: dict[str, flo
         table.add_row(kind, *cells, f"{row['bytes']:,}" if "bytes" in row else "", str(latency_ms.get(kind, "")))
     Console(highlight=False).print(table)
 
+
+FORMATS = {"litert": export_litert, "onnx": export_onnx}
 
 if __name__ == "__main__":
     command.run(main)

@@ -614,6 +614,17 @@ def test_exported_files_stand_beside_the_published_ones(capsys):
     assert "Each int8 file keeps its limits" not in out
 
 
+def test_budgets_are_data_and_worded_in_one_place(capsys):
+    list_runs("custom-0")
+    write_run("custom-0")
+    comparison = compared()
+    limits = {"max_parameters": 92_027, "max_epochs": 50, "accuracy_to_beat": 0.8239}
+    assert comparison["limits"]["published-custom"] == limits
+    words = "at most 92,027 parameters and 50 epochs"
+    assert f"published-custom: {words}, test accuracy above 82.39 %\n" in markdown.page(comparison)
+    assert f"published-custom ({words}): take custom-0" in " ".join(printed(capsys).split())
+
+
 def test_exported_files_change_no_budget_and_no_champion():
     list_runs("custom-0")
     write_run("custom-0")

@@ -11,7 +11,7 @@ from factories import EvaluateStage, tiny_model
 
 from pipeline import export
 from pipeline.config import params
-from pipeline.conversion import exported, litert, rewrite
+from pipeline.conversion import exported, litert, micro, rewrite
 from pipeline.conversion.interpreter import LiteRTModel
 from pipeline.records import exports, files
 from pipeline.system.command import PipelineError
@@ -306,7 +306,7 @@ def test_onnx_answers_as_the_model_or_says_what_is_missing(stage, monkeypatch, c
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "onnxruntime", None)
         patched.setitem(sys.modules, "tf2onnx", None)
-        with pytest.raises(PipelineError, match="is missing: install the extra"):
+        with pytest.raises(PipelineError, match="is missing: install it with `make setup-export`"):
             export.main()
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
@@ -328,6 +328,27 @@ def test_onnx_keeps_no_statistics_as_inputs(tensorflow):
     model = keras.Model(inputs, classes)
     onnx = onnx_file.OnnxModel(onnx_file.convert(model), 1)
     np.testing.assert_allclose(onnx.predict(IMAGES), probabilities(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("run", params.parse(ROOT / "params.yaml")["export"]["runs"])
+def test_recorded_arena_is_what_tflite_micro_needs(run):
+    pytest.importorskip("tflite_micro")
+    recorded = json.loads((ROOT / f"results/{run}/export/export.json").read_text())["int8"]["arena_bytes"]
+    content = (ROOT / f"results/{run}/export/model.int8.tflite").read_bytes()
+    assert micro.arena_bytes(content) == pytest.approx(
+        recorded, rel=0.02
+    )  # other versions need some bytes more or less
+
+
+def test_file_that_tflite_micro_cannot_run_has_no_arena(monkeypatch, capfd):
+    int8 = (ROOT / "results/compact-0/export/model.int8.tflite").read_bytes()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tflite_micro", None)
+        assert micro.arena_bytes(int8) is None
+    pytest.importorskip("tflite_micro")
+    monkeypatch.setattr(micro, "ARENA_BYTES", 1 << 16)
+    assert micro.arena_bytes(int8) is None
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("run", params.parse(ROOT / "params.yaml")["export"]["runs"])

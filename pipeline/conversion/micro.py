@@ -1,4 +1,4 @@
-"""What a microcontroller needs to run a LiteRT file, by TFLite Micro: the extra `export`, for Linux alone."""
+"""What a microcontroller needs to run a LiteRT file, by TFLite Micro: `make setup-export`, on Linux alone."""
 
 import re
 

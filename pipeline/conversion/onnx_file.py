@@ -1,4 +1,4 @@
-"""Keras models as ONNX files, by the packages of the extra `export`."""
+"""Keras models as ONNX files, by what `make setup-export` installs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from pipeline.system import stderr
 if TYPE_CHECKING:
     import keras
 
-MISSING = (
-    "{} is missing: install the extra with `uv pip install --python .venv -r pyproject.toml --extra export -c "
-    "requirements.txt`"
-)
+MISSING = "{} is missing: install it with `make setup-export`"
 
 
 def convert(model: keras.Model) -> bytes:

@@ -62,7 +62,7 @@ def compare(
             name: {recipe: within(budget, row) for recipe, row in recipes.items()}
             for name, budget in config.compare.budgets.items()
         },
-        "limits": {name: limits(budget) for name, budget in config.compare.budgets.items()},
+        "limits": {name: budget.model_dump() for name, budget in config.compare.budgets.items()},
         "champions": champions.choose(config.compare, seeds, recipes),
         "published": published,
         "exports": {config.runs[run].recipe: export for run, export in exports.items()},
@@ -173,14 +173,6 @@ def within(budget: params.Budget, row: dict[str, Any]) -> dict[str, Any]:
     if row["test_accuracy"] <= budget.accuracy_to_beat:
         violations.append(f"{100 * row['test_accuracy']:.5g} % does not beat {100 * budget.accuracy_to_beat:.5g} %")
     return {"passes": not violations, "violations": violations}
-
-
-def limits(budget: params.Budget) -> str:
-    """A budget in words."""
-    return (
-        f"at most {budget.max_parameters:,} parameters and {budget.max_epochs} epochs, "
-        f"test accuracy above {100 * budget.accuracy_to_beat:.5g} %"
-    )
 
 
 def _correct(predictions: Predictions) -> np.ndarray:

@@ -13,7 +13,7 @@ def budgets(comparison: dict[str, Any]) -> list[str]:
 
 
 def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -> list[str]:
-    limits = comparison["limits"][budget].partition(", test")[0]
+    limits = f"at most {limit_words(comparison['limits'][budget])}"
     name = champion["recipe"]
     if name is None:
         return [f"{budget} ({limits}): {champion['note']}."]
@@ -32,6 +32,21 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
     if champion["note"]:
         sentences.append(f"{champion['note'][0].upper()}{champion['note'][1:]}.")
     return sentences
+
+
+def limit_words(limits: dict[str, Any]) -> str:
+    """What a budget allows."""
+    return f"{limits['max_parameters']:,} parameters and {limits['max_epochs']} epochs"
+
+
+def budget_words(limits: dict[str, Any]) -> str:
+    """What a budget allows, and the accuracy to beat."""
+    return f"at most {limit_words(limits)}, test accuracy above {100 * limits['accuracy_to_beat']:.5g} %"
+
+
+def budget_notes(comparison: dict[str, Any]) -> list[str]:
+    """What each budget asks for."""
+    return [f"{name}: {budget_words(limits)}" for name, limits in comparison["limits"].items()]
 
 
 def _difference(pair: dict[str, Any], name: str, recipes: dict[str, Any]) -> str:
@@ -63,7 +78,7 @@ def answer(comparison: dict[str, Any], budget: str) -> str:
     Compared are test accuracies, by the pair's own verdict; the model was chosen by validation accuracy.
     """
     champion = comparison["champions"][budget]
-    limits = comparison["limits"][budget].partition(", test")[0].removeprefix("at most ")
+    limits = limit_words(comparison["limits"][budget])
     name = champion["recipe"]
     if name is None:
         return f"Within {limits}: {champion['note']}."

@@ -33,7 +33,7 @@ def page(comparison: dict[str, Any]) -> str:
         lines(findings.pair_notes(comparison)),
         f"## {tables.title('Budgets', comparison)}",
         table(tables.budgets(comparison)),
-        lines([f"{name}: {words}" for name, words in comparison["limits"].items()]),
+        lines(findings.budget_notes(comparison)),
         *_exports(comparison),
         f"## {tables.title('The model to take', comparison)}",
         lines(findings.rule(comparison)),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.report import tables
+from pipeline.report import findings, tables
 
 
 def by_run(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -34,7 +34,7 @@ def by_budget(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
             decided = {key: row[key] for key in ("val_accuracy", "seeds", "multiply_adds", "parameters", "epochs")}
             named = {key: champion[key] for key in ("status", "run", "recipe", "min_seeds", "margin")}
             tags[budget] = {key: str(value) for key, value in (named | decided).items()} | {
-                "limits": comparison["limits"][budget],
+                "limits": findings.budget_words(comparison["limits"][budget]),
                 "test_accuracy": _mean(row),
             }
     return tags

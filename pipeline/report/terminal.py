@@ -23,7 +23,7 @@ def show_comparison(comparison: dict[str, Any]) -> None:
         ("Cost", tables.cost(comparison), []),
         ("Verdicts", [row[:-1] for row in tables.pairs(comparison)], findings.pair_notes(comparison)),  # no room for p
         ("Exported files", [row[:5] for row in tables.exports(comparison)], findings.export_notes(comparison)),
-        ("Budgets", tables.budgets(comparison), [f"{name}: {words}" for name, words in comparison["limits"].items()]),
+        ("Budgets", tables.budgets(comparison), findings.budget_notes(comparison)),
     ):
         if not rows[1:] and not notes:
             continue

@@ -73,6 +73,7 @@ def page(
         export_notes=findings.export_notes(comparison),
         are_numbers=tables.are_numbers,
         notes=findings.accuracy_notes(comparison),
+        budget_notes=findings.budget_notes(comparison),
         examples=images.examples(split) if split else [],
         models=embedded,
         left_out=left_out,
