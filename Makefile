@@ -35,9 +35,11 @@ setup-export: setup ## also what ONNX files need, and TFLite Micro
 	uv pip install --quiet --python .venv --compile-bytecode --require-hashes -r requirements-export.txt
 
 run: setup ## show the recorded results, then train all models on a part of the data, in minutes
+	@echo 'The recorded results as a page: $(CURDIR)/report/index.html'; echo
 	python -m pipeline.compare --show
 	MLFLOW_EXPERIMENT_NAME=quick python -m pipeline.workspace quick --overlay params.quick.yaml
 	@echo; echo 'See the curves:  make ui   (experiment "quick")'
+	@echo 'These quick results as a page: $(CURDIR)/.workspaces/quick/report/index.html'
 
 repro: setup ## the full job
 	dvc repro

@@ -111,7 +111,7 @@ def write_report(comparison: dict[str, Any], histories: dict[str, History], page
         "curves.csv": _curves_csv(histories).encode(),
         "curves.png": comparison_plots.validation_curves(comparison, histories),
         "accuracy_vs_parameters.png": comparison_plots.accuracy_vs_parameters(comparison),
-        "index.html": page,
+        recorded.PAGE.name: page,
         "README.md": markdown.page(comparison).encode(),
         "champions.json": _json(comparison["champions"]),
         "comparison.json": _json(comparison),

@@ -7,7 +7,7 @@ from pipeline.config import params
 from pipeline.records import exports, record, references
 from pipeline.records.record import Record
 from pipeline.report import cards, run_tags
-from pipeline.report.recorded import COMPARISON, from_comparison
+from pipeline.report.recorded import COMPARISON, PAGE, from_comparison
 from pipeline.system import command, provenance
 from pipeline.system.command import PipelineError
 from pipeline.tracking import Champion, pending
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def sync_records() -> None:
-    """Syncs every run of params.yaml's list, the published results, and what the comparison says of each run."""
+    """Syncs every run of params.yaml's list, the published results, what the comparison says of each run, its page."""
     loaded = [record.load(run) for run in params.read().runs]
     runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
     published = references.names()
@@ -31,6 +31,7 @@ def sync_records() -> None:
     compared = {run.run: tags[run.run] for run in runs if run.run in tags}
     digests = [run.digest() for run in runs] + [tracking.reference_digest(name) for name in published]
     digests += [tracking.comparison_digest(run, compared[run.run]) for run in runs if run.run in compared]
+    digests += [tracking.page_digest(PAGE)] if PAGE.exists() else []
     champions = registered(runs)
     if tracking.in_sync(digests, champions):
         return
@@ -41,6 +42,8 @@ def sync_records() -> None:
         tracking.sync_run(run)
         if run.run in compared:
             tracking.sync_comparison(run, compared[run.run])
+    if PAGE.exists():
+        tracking.sync_page(PAGE)
     if champions is not None:
         tracking.sync_champions(champions)
 

@@ -11,6 +11,8 @@ from conftest import ROOT, sh, small_clone
 from pipeline.config import params
 from pipeline.records import record
 
+RUNS = {"custom-0", "published-base", "published-custom", "comparison"}  # in the store
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, environment) -> Path:
@@ -41,7 +43,7 @@ def store(folder: Path, environment: dict) -> dict:
 
 def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environment):
     runs = store(clone, environment)
-    assert set(runs) == {"custom-0", "published-base", "published-custom"}
+    assert set(runs) == RUNS
     ours, published = runs["custom-0"], runs["published-custom"]
     assert ours["status"] == "FINISHED"
     assert ours["steps"] == [1, 2]
@@ -56,6 +58,13 @@ def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environ
     assert "replayed" not in ours["tags"]
     assert {"curves.png", "confusion_matrix.png", "most_confident_errors.png", "geometry.json"} <= set(ours["files"])
     assert len(ours["models"]) == 1
+
+
+def test_repro_leaves_the_page_in_the_report_and_in_the_store(clone, environment):
+    page = (clone / "report/index.html").read_text()
+    assert page.count(', an image of the validation split"') == 10
+    assert '<script type="text/plain" id="model-custom-0">' in page
+    assert store(clone, environment)["comparison"]["files"] == ["index.html"]
 
 
 def test_everything_made_is_committed_or_ignored(clone, environment):
@@ -102,7 +111,7 @@ def test_fresh_clone_fetches_skips_and_shows(clone, environment, tmp_path):
     assert "Running stage 'fetch'" in said
     assert "Running stage 'train" not in said
     assert "Running stage 'evaluate" not in said
-    assert set(store(tmp_path / "fresh", environment)) == {"custom-0", "published-base", "published-custom"}
+    assert set(store(tmp_path / "fresh", environment)) == RUNS
     assert sh("git status --porcelain", tmp_path / "fresh", environment) == ""
 
 

@@ -72,28 +72,31 @@ def _points(difference: float, limits: list[float]) -> str:
     return f"{100 * difference:+.2f} points of test accuracy (95 % interval {tables.interval(limits)}"
 
 
-def answer(comparison: dict[str, Any], budget: str) -> str:
-    """The model to take within a budget: how much better it is than the best other recipe, and whether that is certain.
+def answer(comparison: dict[str, Any], budget: str) -> list[str]:
+    """The model to take within a budget, how much better it is than the best other recipe, and whether that is certain.
 
-    Compared are test accuracies, by the pair's own verdict; the model was chosen by validation accuracy.
+    The first sentence says what, the others how certain. Compared are test accuracies, by the pair's own verdict; the
+    model was chosen by validation accuracy.
     """
     champion = comparison["champions"][budget]
     limits = limit_words(comparison["limits"][budget])
     name = champion["recipe"]
     if name is None:
-        return f"Within {limits}: {champion['note']}."
+        return [f"Within {limits}: {champion['note']}."]
     published = {row["recipe"]: row for row in comparison["against_published"] if row["published"] == budget}
     rival = best_other(comparison, champion)
     if rival is None:
-        ahead = f" It {beats([published[name]])}." if name in published else ""
-        return f"Within {limits}, take {champion['run']}, the only recipe there.{ahead}"
+        ahead = f"; it {beats([published[name]])}" if name in published else ""
+        return [f"Within {limits}, take {champion['run']}: its recipe is the only one there{ahead}."]
     pair = pair_of(comparison, name, rival)
     ours, theirs = sides(pair, name)
     taken = name if pair["of"] == "recipes" else champion["run"]
     clause = verdict(pair, "it" if ours == taken else ours, f"{theirs}, the best of the others,", first=name)
     ahead = f"; both {beats([published[name], published[rival]])}" if {name, rival} <= set(published) else ""
-    why = "" if " worse " not in clause else " The choice is by validation accuracy and number of seeds, as always."
-    return f"Within {limits}, take {taken}: {clause.rstrip(',')}{ahead}. {certainty(pair)}{why}"
+    sentences = [f"Within {limits}, take {taken}: {clause.rstrip(',')}{ahead}.", certainty(pair)]
+    if " worse " in clause:
+        sentences.append("The choice is by validation accuracy and number of seeds, as always.")
+    return sentences
 
 
 def best_other(comparison: dict[str, Any], champion: dict[str, Any]) -> str | None:

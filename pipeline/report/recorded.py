@@ -10,6 +10,7 @@ from pipeline.system.command import PipelineError
 
 REPORT = Path("report")
 COMPARISON = REPORT / "comparison.json"
+PAGE = REPORT / "index.html"
 
 T = TypeVar("T")
 

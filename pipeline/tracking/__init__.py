@@ -2,7 +2,8 @@
 
 address.py: which store. store.py: the connection. experiment.py, runs.py, tags.py: one run a record.
 embedded.py, relocation.py: a store in a SQLite file; one that was moved with its folder.
-sync.py, model.py, reference.py, comparison.py: record -> store, idempotent. live.py: following a training run.
+sync.py, model.py, reference.py, comparison.py, summary.py: record -> store, idempotent.
+live.py: following a training run.
 registry.py, photo_classifier.py: the champions as registered models, which `mlflow models serve` serves.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
@@ -13,6 +14,7 @@ from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
 from pipeline.tracking.registry import Champion, sync_champions
+from pipeline.tracking.summary import page_digest, sync_page
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "end_dead_runs",
     "file_store_warning",
     "in_sync",
+    "page_digest",
     "reference_digest",
     "sync_champions",
     "sync_comparison",
+    "sync_page",
     "sync_reference",
     "sync_run",
     "use_callers_store",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ the data; one that ended early says why in `end_reason`.
 
 The whole comparison, with intervals and budgets, is in {report}.
 """
+LINK_TEXT = "[The page with table, charts and models to try]"
 
 
 def name() -> str:
@@ -49,6 +51,20 @@ def current_id() -> str:
         client.create_experiment(name(), artifact_location=location, tags=TAGS)
         experiment = client.get_experiment_by_name(name())
     return _described(experiment)
+
+
+def link_page(experiment_id: str, run_id: str, page: str) -> None:
+    """Links the summary run's page in the description, in its first line: MLflow folds the rest.
+
+    The experiment Default is everybody's: it stays as it is.
+    """
+    if experiment_id == "0":
+        return
+    client = store.client()
+    note = client.get_experiment(experiment_id).tags.get(runs.NOTE, "")
+    rest = re.sub(rf"{re.escape(LINK_TEXT)}\(.*?\)\.", "", note).strip()
+    link = f"{LINK_TEXT}(#/experiments/{experiment_id}/runs/{run_id}/artifacts/{page})."
+    client.set_experiment_tag(experiment_id, runs.NOTE, f"{link}\n\n{rest}".strip())
 
 
 def pages(base: str) -> dict[str, tuple[str, str]]:
