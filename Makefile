@@ -6,7 +6,7 @@ LOCK := $(if $(filter-out 0,$(GPU)),requirements-gpu.txt,requirements.txt)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
-.PHONY: setup setup-export run repro test test-slow test-faults test-servers lint bench ui lock clean
+.PHONY: setup setup-export setup-ray run repro test test-slow test-faults test-servers lint bench ui lock clean
 
 setup: .venv/installed
 
@@ -33,6 +33,9 @@ endif
 
 setup-export: setup ## also what ONNX files need, and TFLite Micro
 	uv pip install --quiet --python .venv --compile-bytecode --require-hashes -r requirements-export.txt
+
+setup-ray: setup ## also Ray, for training runs on a cluster
+	uv pip install --quiet --python .venv --compile-bytecode --require-hashes -r requirements-ray.txt
 
 run: setup ## show the recorded results, then train all models on a part of the data, in minutes
 	@echo 'The recorded results as a page: $(CURDIR)/report/index.html'; echo
@@ -70,6 +73,8 @@ lock: setup ## after a change of dependencies in pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra dev --extra gpu -c requirements.txt pyproject.toml -o requirements-gpu.txt
 	python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["export"], sep="\n")' | \
 	    uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements.txt - -o requirements-export.txt
+	python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"], sep="\n")' | \
+	    uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements.txt - -o requirements-ray.txt
 
 clean: ## workspaces and caches; recorded results and the MLflow store stay
 	rm -rf .workspaces .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,15 +8,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from pipeline import engine, tracking, train
 from pipeline.config import params
-from pipeline.engine.driver import Driver
-from pipeline.records import fingerprint, record
+from pipeline.engine.driver import Driver, locked
+from pipeline.records import checkpoint, fingerprint, record
 from pipeline.system import command, provenance
 from pipeline.system.command import PipelineError
 from pipeline.system.progress import RunsProgress
@@ -88,12 +87,12 @@ def train_all(config: params.Params, runs: list[str], driver: Driver, parallel: 
     """Trains the runs, so many at a time, each after its teacher. Returns why those failed that did."""
     committing = threading.Lock()
 
-    def note_in_dvc_lock(log: record.Record, mark: dict[str, Any]) -> None:
-        with committing:
-            commit(log, mark)
-
-    def task(run: str) -> Callable[[], Any]:
-        return lambda: driver.train(run, config, on_finished=note_in_dvc_lock)
+    def train_one(run: str) -> None:
+        with locked(run):
+            trained = driver.train(run, config)
+            with committing:
+                commit(*trained)
+            checkpoint.clear(record.CHECKPOINTS / run)
 
     waiting, failures = list(runs), dict[str, str]()
     running: dict[Future, str] = {}
@@ -106,7 +105,7 @@ def train_all(config: params.Params, runs: list[str], driver: Driver, parallel: 
                         failures[run] = f"its teacher {teacher} failed"
                         waiting.remove(run)
                     elif teacher not in waiting and teacher not in running.values():
-                        running[threads.submit(task(run))] = run
+                        running[threads.submit(train_one, run)] = run
                         waiting.remove(run)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     run = running.pop(future)

@@ -48,28 +48,37 @@ class FakeDriver:
     def __init__(self, failing=(), raises=None):
         self.begun, self.ended, self.stopped, self.failing, self.raises = [], [], "", failing, raises
 
-    def train(self, run, config, on_finished):
+    def train(self, run, config):
         self.begun.append((run, list(self.ended)))
         if run in self.failing:
             raise PipelineError(f"{run}: the loss is nan")
         if self.raises:
             raise self.raises
         self.ended.append(run)
+        return run, {}
 
     def stop(self, reason):
         self.stopped = reason
 
 
 class TestTrainAll:
-    def test_run_begins_after_its_teacher(self, taught):
+    @pytest.fixture(autouse=True)
+    def committed(self, monkeypatch, tmp_path):
+        """What dvc.lock was told of."""
+        committed = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(launch, "commit", lambda log, mark: committed.append(log))
+        return committed
+
+    def test_run_begins_after_its_teacher(self, taught, committed):
         driver = FakeDriver()
         assert launch.train_all(taught, ["custom-0", "middle-0", "last-0", "baseline-0"], driver, 4) == {}
         before = dict(driver.begun)
         assert "custom-0" in before["middle-0"]
         assert "middle-0" in before["last-0"]
-        assert sorted(driver.ended) == ["baseline-0", "custom-0", "last-0", "middle-0"]
+        assert sorted(committed) == ["baseline-0", "custom-0", "last-0", "middle-0"]
 
-    def test_failure_ends_who_learns_from_it_alone(self, taught):
+    def test_failure_ends_who_learns_from_it_alone(self, taught, committed):
         driver = FakeDriver(failing=["custom-0"])
         failures = launch.train_all(taught, ["custom-0", "middle-0", "last-0", "baseline-0"], driver, 2)
         assert failures == {
@@ -77,7 +86,7 @@ class TestTrainAll:
             "middle-0": "its teacher custom-0 failed",
             "last-0": "its teacher middle-0 failed",
         }
-        assert driver.ended == ["baseline-0"]
+        assert committed == driver.ended == ["baseline-0"]
 
     def test_bug_ends_all_and_is_seen(self, taught):
         driver = FakeDriver(raises=ZeroDivisionError("a bug"))

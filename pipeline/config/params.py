@@ -158,6 +158,26 @@ class Compare(Section):
     budgets: dict[Name, Budget]
 
 
+class Dimension(Section):
+    """Values of one key of a recipe: a range, with its ends, or choices."""
+
+    low: Any = Field(default=None, description="the lowest value, with high")
+    high: Any = Field(default=None, description="the highest value, with low")
+    log: bool = Field(default=False, description="true or false: whether orders of magnitude are equally likely")
+    choices: Any = Field(default=None, description="a list of values, instead of low and high")
+
+
+class Sweep(Section):
+    """A search for better values of a recipe's keys, on the validation split."""
+
+    recipe: Name
+    trials: int = _whole(1, 10_000)
+    epochs: int | None = Field(default=None, ge=1, le=1_000, description="a whole number from 1 to 1000")
+    sampler: Literal["tpe", "random", "grid"] = _choice("tpe", "random", "grid")
+    pruner: Literal["none", "median", "hyperband"] = _choice("none", "median", "hyperband")
+    space: dict[str, Dimension] = Field(min_length=1, description="a mapping with at least one key of a recipe")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -168,6 +188,7 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     compare: Compare
+    sweeps: dict[Name, Sweep] = {}
 
     def recipe_of(self, run: str) -> Recipe:
         """The recipe of a run in the list."""
@@ -239,6 +260,7 @@ def check(tree: Any, source: str = "params.yaml") -> Params:
     problem = _contradiction(params)
     if problem:
         raise PipelineError(f"{source}: {problem}")
+    check_sweeps(params, source)
     return params
 
 
@@ -312,6 +334,15 @@ def _contradiction(params: Params) -> str | None:
         if name != lowest:
             return f"export.runs.{name}: received another run than the recipe's lowest seed; allowed: {lowest}"
     return None
+
+
+def check_sweeps(params: Params, source: str = "params.yaml") -> None:
+    """Raises PipelineError if a sweep names no recipe, or would try a value that a recipe may not have."""
+    from pipeline.config import sweeps
+
+    for name, sweep in params.sweeps.items():
+        if problem := sweeps.problem(params, name, sweep):
+            raise PipelineError(f"{source}: sweeps.{name}{problem}")
 
 
 def _teachers(params: Params, run: str) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pipeline.system.command import PipelineError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -84,6 +86,10 @@ class WorkerDiedError(Exception):
     """A worker ended without having said why. Another one may resume its run."""
 
 
+class EngineError(PipelineError):
+    """There can be no worker, for this run or any other."""
+
+
 class Channel(Protocol):
     """A worker's side of the connection."""
 
@@ -116,7 +122,7 @@ class Engine(Protocol):
     parallel: int  # runs at a time
 
     def start(self, job: Job) -> Worker:
-        """A new worker. Raises PipelineError if there can be none."""
+        """A new worker. Raises EngineError if there can be none."""
 
     def close(self) -> None:
         """Ends all that was started."""

@@ -4,18 +4,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline import tracking, train
 from pipeline.config.params import Params
 from pipeline.engine import Begun, Engine, Epoch, Failed, Finished, Job, Message, Resume, Steps, Worker, WorkerDiedError
-from pipeline.records import checkpoint, files, record
+from pipeline.records import files, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
 from pipeline.system.progress import RunsProgress
 
 MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a run
+
+
+def locked(run: str) -> AbstractContextManager[None]:
+    """Keeps other processes from training a run. Raises PipelineError if one does."""
+    return file_lock(record.CHECKPOINTS / run, f"{run} is being trained by another process; wait for it or end it")
 
 
 class Driver:
@@ -39,40 +45,37 @@ class Driver:
         config: Params,
         environment: dict[str, Any] | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
-        on_finished: Callable[[record.Record, dict[str, Any]], None] = lambda log, fingerprint: None,
-    ) -> record.Record:
+    ) -> tuple[record.Record, dict[str, Any]]:
         """Trains a run to its end, resuming after its last finished epoch, with as many workers as it takes.
 
+        The last checkpoint stays: as long as it does, the run resumes after its last epoch.
+
         Args:
-            run: its name.
+            run: its name; `locked` keeps others out meanwhile.
             config: the whole of params.yaml.
             environment: what this record says besides.
             on_epoch: is called with the metrics of each new epoch, when it is recorded. What it raises ends the run.
-            on_finished: is called with the record and the fingerprint while the last checkpoint is still there: ended
-                here, the run resumes after its last epoch.
+
+        Returns:
+            The record, and the fingerprint of what the weights depend on.
 
         Raises:
+            EngineError: there can be no worker.
             PipelineError: as `train.train`, or workers die again and again.
             StoppedError: `stop` was called.
         """
-        busy = f"{run} is being trained by another process; wait for it or end it"
-        with file_lock(record.CHECKPOINTS / run, busy):
-            deaths = 0
-            while True:
-                epochs: list[dict[str, float]] = []
-                try:
-                    log, mark = self._train_once(run, config, environment or {}, [epochs.append, on_epoch])
-                    break
-                except WorkerDiedError as error:
-                    deaths = 1 if epochs else deaths + 1
-                    if deaths >= MOST_DEATHS:
-                        raise PipelineError(
-                            f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"
-                        ) from None
-                    print(f"warning: {run}: {error}; another worker resumes it", file=sys.stderr)
-            on_finished(log, mark)
-            checkpoint.clear(record.CHECKPOINTS / run)
-        return log
+        deaths = 0
+        while True:
+            epochs: list[dict[str, float]] = []
+            try:
+                return self._train_once(run, config, environment or {}, [epochs.append, on_epoch])
+            except WorkerDiedError as error:
+                deaths = 1 if epochs else deaths + 1
+                if deaths >= MOST_DEATHS:
+                    raise PipelineError(
+                        f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"
+                    ) from None
+                print(f"warning: {run}: {error}; another worker resumes it", file=sys.stderr)
 
     def stop(self, reason: str) -> None:
         """Ends all workers; what trains now is recorded as killed for this reason."""

@@ -5,33 +5,43 @@ embedded.py, relocation.py: a store in a SQLite file; one that was moved with it
 sync.py, model.py, reference.py, comparison.py, summary.py: record -> store, idempotent.
 live.py: following a training run.
 registry.py, photo_classifier.py: the champions as registered models, which `mlflow models serve` serves.
+sweep.py: the parent run of a sweep's trials.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
 
-from pipeline.tracking.address import check, file_store_warning
+from pipeline.tracking.address import check, file_store_warning, root, store_uri, without_secrets
 from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
 from pipeline.tracking.registry import Champion, sync_champions
+from pipeline.tracking.runs import is_dead, location
 from pipeline.tracking.summary import page_digest, sync_page
+from pipeline.tracking.sweep import begin_sweep, end_sweep
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
 
 __all__ = [
     "Champion",
     "Live",
+    "begin_sweep",
     "check",
     "comparison_digest",
     "describe",
     "end_dead_runs",
+    "end_sweep",
     "file_store_warning",
     "in_sync",
+    "is_dead",
+    "location",
     "page_digest",
     "reference_digest",
+    "root",
+    "store_uri",
     "sync_champions",
     "sync_comparison",
     "sync_page",
     "sync_reference",
     "sync_run",
     "use_callers_store",
+    "without_secrets",
 ]

@@ -1,0 +1,171 @@
+"""Searches for better values of a recipe on the validation split: `python -m pipeline.sweep NAME`.
+
+The same command resumes what was interrupted: trials that ran are tried again, finished ones are kept.
+"""
+
+import argparse
+import contextlib
+import sys
+import warnings
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import engine, tracking, train
+from pipeline.config import new_recipe, params, sweeps
+from pipeline.engine.driver import Driver, locked
+from pipeline.records import checkpoint, record
+from pipeline.system import command
+from pipeline.system.command import PipelineError
+from pipeline.system.progress import RunsProgress
+from pipeline.tracking import pending
+from pipeline.workspace import reproduce
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from optuna.trial import Trial
+
+    from pipeline.engine.study import Study
+
+SHOWN = 10  # trials in the table
+SEEDS = 3  # that the advice names
+
+
+class PrunedError(train.StoppedError):
+    """Ends a trial that lags behind the others."""
+
+
+def main() -> None:
+    """Searches, and says what was found."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.sweep", description=__doc__.partition("\n")[0])
+    parser.add_argument("name", help="a sweep of params.yaml")
+    parser.add_argument("--write", action="store_true", help="add the best trial's recipe to params.yaml: NAME-best")
+    engine.add_arguments(parser)
+    arguments = parser.parse_args()
+    config, name = params.read(), arguments.name
+    if name not in config.sweeps:
+        listed = ", ".join(config.sweeps) or "none"
+        raise PipelineError(f"unknown sweep {command.shown(name)}; params.yaml lists: {listed}")
+    base = config.recipes[config.sweeps[name].recipe]
+    if base.teacher != params.NONE:
+        record.load(base.teacher)
+    if arguments.write:
+        new_recipe.check_new(Path("params.yaml"), f"{name}-best")
+    tracking.check()
+    from pipeline.engine.study import Study  # Optuna takes a second to import
+
+    study = Study(config, name)
+    sweep = study.sweep
+    if arguments.engine == "local" and (status := reproduce(Path(), ["--quiet", "fetch"])):
+        sys.exit(status)
+    print(f"{study.name}: {len(study.trials())} of {command.counted(sweep.trials, 'trial')} begun", flush=True)
+    tracking.begin_sweep(study.name, sweep.model_dump())
+    try:
+        with engine.opened(arguments.engine, arguments.parallel) as workers, RunsProgress() as progress:
+            search(config, study, Driver(workers, progress, train.code_origin()), workers.parallel)
+    finally:
+        best, is_done = study.best(), not study.unfinished()
+        tracking.end_sweep(study.name, is_done, table(study), plots(study), best[0].value if best else None)
+    print(table(study))
+    if not is_done:
+        print(f"{command.counted(study.unfinished(), 'trial')} still running in other processes")
+    if not best:
+        raise PipelineError(f"{name}: no trial finished; its trials' reasons are above")
+    recipe = base.model_dump() | best[0].params
+    print(
+        f"One seed does not tell the best trials apart: train {SEEDS} seeds of a recipe before you prefer it.\n"
+        f"The best one's lines for params.yaml:\n\nrecipes:\n{new_recipe.lines(f'{name}-best', recipe)}runs:"
+    )
+    needs = params.needs(recipe["teacher"])
+    for seed in range(SEEDS):
+        print(f"  {name}-best-{seed}: {{recipe: {name}-best, model: {base.model}, seed: {seed}, needs: {needs}}}")
+    if arguments.write:
+        new_recipe.add(Path("params.yaml"), f"{name}-best", recipe)
+        print(f"\nrecipes.{name}-best is in params.yaml; add its runs to train it")
+
+
+def search(config: params.Params, study: "Study", driver: Driver, parallel: int) -> None:
+    """Runs trials, so many at a time, until the sweep has as many as it wants."""
+    folder = pending.WORKSPACES / f"sweep-{study.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def run_trials() -> None:
+        while trial := study.ask():
+            run_trial(config, study, trial, driver)
+
+    with contextlib.chdir(folder), study.heartbeat(), ThreadPoolExecutor(parallel) as threads:
+        try:
+            running = [threads.submit(run_trials) for _ in range(parallel)]
+            for future in wait(running, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        except BaseException as error:
+            driver.stop(train.reason_of(error))
+            raise
+
+
+def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Driver) -> None:
+    """Trains a trial and notes how it ended; one that is stopped stays as it is, to be resumed."""
+    from optuna.trial import TrialState
+
+    run = study.run_of(trial)
+
+    epochs = study.sweep.epochs or config.recipes[study.sweep.recipe].epochs
+
+    def on_epoch(metrics: dict[str, float]) -> None:
+        trial.report(metrics["val_accuracy"], int(metrics["epoch"]))
+        if metrics["epoch"] < epochs and trial.should_prune():
+            raise PrunedError(f"pruned after epoch {metrics['epoch']:.0f} by the {study.sweep.pruner} pruner")
+
+    described = {"sweep": study.name, "trial": trial.number}
+    with locked(run):
+        study.begin(trial)
+        try:
+            ours = sweeps.trial_params(config, study.sweep, run, trial.params)
+            log, _ = driver.train(run, ours, described, on_epoch)
+        except engine.EngineError:
+            raise
+        except PrunedError as error:
+            study.tell(trial, TrialState.PRUNED, reason=str(error))
+        except PipelineError as error:
+            study.tell(trial, TrialState.FAIL, reason=str(error))
+        else:
+            study.tell(trial, TrialState.COMPLETE, log.history[-1]["val_accuracy"])
+        checkpoint.clear(record.CHECKPOINTS / run)
+
+
+def table(study: "Study") -> str:
+    """The best trials, then those that did not finish, a line each."""
+    from optuna.trial import TrialState
+
+    rows = []
+    for trial in study.best()[:SHOWN]:
+        values = "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in trial.params.items()
+        )
+        rows.append(f"trial {trial.number:>3}  val_accuracy {trial.value:.4f}  {values}")
+    for trial in study.trials(TrialState.PRUNED, TrialState.FAIL):
+        rows.append(f"trial {trial.number:>3}  {trial.state.name.lower()}: {trial.user_attrs.get('reason', '')}")
+    return "\n".join(rows)
+
+
+def plots(study: "Study") -> dict[str, "Figure | None"]:
+    """Optuna's importances and parallel coordinates, by file name; empty as long as there is nothing to see."""
+    if len(study.best()) < 2:
+        return {}
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from optuna.visualization import matplotlib as drawn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that these plots are experimental
+        axes = {
+            "importances.png": drawn.plot_param_importances(study.optuna),
+            "parallel_coordinates.png": drawn.plot_parallel_coordinate(study.optuna),
+        }
+    return {name: it.get_figure(root=True) for name, it in axes.items()}
+
+
+if __name__ == "__main__":
+    command.run(main)

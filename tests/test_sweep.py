@@ -1,0 +1,341 @@
+"""A sweep tries what it may, on validation images alone, and goes on after whatever ended it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from conftest import ROOT
+from optuna.trial import TrialState
+
+from pipeline import sweep, tracking
+from pipeline.config import new_recipe, params, sweeps
+from pipeline.engine import EngineError
+from pipeline.engine.study import Study
+from pipeline.records import record
+from pipeline.system.command import PipelineError
+from pipeline.tracking import store
+
+SPACE = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}, "flip": {"choices": ["none", "random"]}}
+RATE = {"recipe": "custom", "trials": 6, "epochs": 3, "sampler": "random", "pruner": "none", "space": SPACE}
+
+
+class TestParams:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"recipe": "kustom"}, "sweeps.rate.recipe: received 'kustom'; allowed: one of baseline, custom"),
+            ({"trials": 0}, "sweeps.rate.trials: received 0; allowed: a whole number from 1 to 10000"),
+            ({"epochs": 0}, "sweeps.rate.epochs: received 0; allowed: a whole number from 1 to 1000"),
+            ({"sampler": "cma"}, "sweeps.rate.sampler: received 'cma'; allowed: one of tpe, random, grid"),
+            ({"prunner": "none"}, "unknown key sweeps.rate.prunner; allowed here: recipe, trials"),
+            ({"space": {}}, "sweeps.rate.space: received {}; allowed: a mapping with at least one key"),
+            ({"space": {"lr": {"low": 1, "high": 2}}}, "sweeps.rate.space.lr: received an unknown key; allowed: opt"),
+            ({"space": {"epochs": {"low": 1, "high": 2}}}, "space.epochs: received an unknown key"),
+            ({"space": {"teacher": {"choices": ["none", "x"]}}}, "space.teacher: received an unknown key"),
+            ({"space": {"momentum": {"low": 0.5, "high": 1.0}}}, "space.momentum.high: received 1.0; allowed: a numb"),
+            ({"space": {"momentum": {"low": 0.5}}}, "sweeps.rate.space.momentum.high is missing; add it, or choices"),
+            (
+                {"space": {"momentum": {"low": 0.5, "high": 0.2}}},
+                "momentum.low: received 0.5; allowed: below high, 0.2",
+            ),
+            (
+                {"space": {"momentum": {"low": 0.0, "high": 0.5, "log": True}}},
+                "momentum.low: received 0.0; allowed with log: above 0",
+            ),
+            ({"space": {"momentum": {"lo": 0.1, "high": 0.5}}}, "unknown key sweeps.rate.space.momentum.lo"),
+            ({"space": {"momentum": {"low": "a", "high": 0.5}}}, "momentum.low: received 'a'; allowed: a number from"),
+            (
+                {"space": {"flip": {"low": "none", "high": "random"}}},
+                "flip.low: received 'none'; allowed for flip: cho",
+            ),
+            ({"space": {"flip": {"choices": ["none", "up"]}}}, "flip.choices: received 'up'; allowed: one of none,"),
+            ({"space": {"batch_size": {"choices": [10, 20.5]}}}, "batch_size.choices: received 20.5; allowed: a whole"),
+            ({"space": {"batch_size": {"choices": [10, "20"]}}}, "batch_size.choices: received '20'; allowed: a whole"),
+            ({"space": {"batch_size": {"choices": [10]}}}, "batch_size.choices: received [10]; allowed: a list of at"),
+            ({"space": {"flip": {"choices": ["none", "none"]}}}, "flip.choices: received 'none' twice"),
+            ({"space": {"flip": {"choices": ["none", "random"], "low": 1}}}, "flip: received choices beside low"),
+            (
+                {"sampler": "grid"},
+                "sweeps.rate.space.learning_rate: received no choices; allowed with the sampler grid",
+            ),
+            (
+                {"sampler": "grid", "space": {"flip": {"choices": ["none", "random"]}}},
+                "sweeps.rate.trials: received 6; allowed: at most 2, the points of the grid",
+            ),
+            (
+                {"space": {"augment_policy": {"choices": ["none", "trivial"]}}},
+                "sweeps.rate.space: received values that contradict each other (augment_policy trivial)",
+            ),
+            ({"space": {"batch_size": {"low": 10, "high": 10_000}}}, "batch_size: received 10000; allowed: at most"),
+        ],
+    )
+    def test_what_is_wrong_is_said_before_anything_starts(self, tiny_params, change, said):
+        tiny_params["sweeps"] = {"rate": RATE | change}
+        with pytest.raises(PipelineError) as error:
+            params.check(tiny_params)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_values_that_need_each_other_may_be_tried_together(self, tiny_params):
+        space = {"augment_policy": {"choices": ["trivial", "none"]}, "augment_strength": {"low": 0.1, "high": 0.5}}
+        tiny_params["sweeps"] = {"rate": RATE | {"space": space}}
+        with pytest.raises(PipelineError, match="contradict each other"):
+            params.check(tiny_params)
+        tiny_params["recipes"]["custom"] |= {"augment_policy": "trivial", "augment_strength": 0.2}
+        tiny_params["sweeps"] = {"rate": RATE | {"space": {"augment_strength": space["augment_strength"]}}}
+        params.check(tiny_params)
+
+    def test_trial_is_the_recipe_with_its_values_and_epochs(self, tiny_params):
+        tiny_params["sweeps"] = {"rate": RATE}
+        config = params.check(tiny_params)
+        ours = sweeps.trial_params(config, config.sweeps["rate"], "rate-trial-3", {"learning_rate": 0.05})
+        recipe = config.recipes["custom"].model_dump() | {"learning_rate": 0.05, "epochs": 3}
+        assert ours.recipe_of("rate-trial-3").model_dump() == recipe
+        assert ours.recipes["custom"] == config.recipes["custom"]
+
+
+class TestNewRecipe:
+    def test_all_lines_of_the_file_stay(self, tmp_path):
+        path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+        path.write_text(text)
+        recipe = params.read(path).recipes["custom"].model_dump() | {"learning_rate": 0.0125}
+        new_recipe.add(path, "rate-best", recipe)
+        after = path.read_text().splitlines()
+        added = new_recipe.lines("rate-best", recipe).splitlines()
+        start = after.index("  rate-best:")
+        assert after[start : start + len(added)] == added
+        assert after[:start] + after[start + len(added) :] == text.splitlines()
+        assert params.read(path).recipes["rate-best"].learning_rate == 0.0125
+
+    def test_recipe_that_is_there_is_not_replaced(self, project):
+        with pytest.raises(PipelineError, match="has a recipe custom already; rename or remove it"):
+            new_recipe.add(project / "params.yaml", "custom", {})
+
+    def test_file_without_a_place_for_it_stays_as_it_is(self, project):
+        path = project / "params.yaml"
+        tree = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(tree, default_flow_style=True, width=10**6))
+        before = path.read_text()
+        with pytest.raises(PipelineError, match=r"there is no place for recipes\.x .* add its lines by hand"):
+            new_recipe.add(path, "x", tree["recipes"]["custom"])
+        assert path.read_text() == before
+
+
+@pytest.fixture
+def config(project, monkeypatch):
+    """A sweep `rate`; stores of its own."""
+    store.reconnect()
+    monkeypatch.setenv("OPTUNA_STORAGE", f"sqlite:///{project}/optuna.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree["sweeps"] = {"rate": RATE}
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    return params.read()
+
+
+class FakeDriver:
+    """Trains in no time: the lower the learning rate, the better. `ends`: what happens to a trial, by its number."""
+
+    def __init__(self, ends=()):
+        self.ends, self.trained, self.stopped = dict(ends), [], ""
+
+    def train(self, run, config, environment, on_epoch):
+        recipe = config.recipe_of(run)
+        self.trained.append(environment["trial"])
+        for epoch in range(1, recipe.epochs + 1):
+            on_epoch({"epoch": epoch, "val_accuracy": 0.9 - recipe.learning_rate})
+            if error := self.ends.pop(environment["trial"], None):
+                raise error
+        history = [{"val_accuracy": 0.9 - recipe.learning_rate}]
+        return record.Record(Path(), None, history), {}
+
+    def stop(self, reason):
+        self.stopped = reason
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials()]
+
+
+class TestSearch:
+    def test_best_trial_is_that_of_the_highest_validation_accuracy(self, config):
+        study = Study(config, "rate")
+        sweep.search(config, study, FakeDriver(), 1)
+        assert states(study) == ["COMPLETE"] * 6
+        rates = [trial.params["learning_rate"] for trial in study.best()]
+        assert rates == sorted(rates)
+        assert all(0.001 <= rate <= 0.1 for rate in rates)
+        assert len(set(rates)) == 6
+        assert sweep.table(study).splitlines()[0].startswith(f"trial {study.best()[0].number:>3}  val_accuracy 0.")
+        assert set(sweep.plots(study)) == {"importances.png", "parallel_coordinates.png"}
+        assert study.unfinished() == 0
+
+    def test_trial_that_fails_is_noted_and_ends_nothing(self, config):
+        study = Study(config, "rate")
+        sweep.search(config, study, FakeDriver({1: PipelineError("rate-trial-1: the loss is nan")}), 2)
+        assert sorted(states(study)) == ["COMPLETE"] * 5 + ["FAIL"]
+        assert "trial   1  fail: rate-trial-1: the loss is nan" in sweep.table(study)
+
+    def test_trial_that_lags_behind_is_pruned(self, config):
+        rated = config.sweeps["rate"].model_copy(update={"pruner": "median", "trials": 30})
+        study = Study(config.model_copy(update={"sweeps": {"rate": rated}}), "rate")
+        sweep.search(config, study, FakeDriver(), 1)
+        assert states(study)[:5] == ["COMPLETE"] * 5  # the pruner knows nothing yet
+        assert "PRUNED" in states(study)
+        assert "pruned: pruned after epoch 1 by the median pruner" in sweep.table(study)
+
+    def test_interrupted_sweep_tries_the_same_trial_again(self, config):
+        study = Study(config, "rate")
+        driver = FakeDriver({2: KeyboardInterrupt()})
+        with pytest.raises(KeyboardInterrupt):
+            sweep.search(config, study, driver, 1)
+        assert driver.stopped == "interrupted by Ctrl-C"
+        assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING"]
+        values = study.trials()[2].params
+        again, driver = Study(config, "rate"), FakeDriver()
+        sweep.search(config, again, driver, 1)
+        assert driver.trained == [2, 3, 4, 5]
+        assert again.trials()[2].params == values
+        assert states(again) == ["COMPLETE"] * 6
+
+    def test_trial_of_a_machine_that_is_silent_is_taken_over(self, config, monkeypatch):
+        study = Study(config, "rate")
+        monkeypatch.setattr(tracking, "location", lambda run: f"elsewhere:/{run}")
+        alive, silent = study.ask(), study.ask()
+        for trial in (alive, silent):
+            study.begin(trial)
+        silent.set_user_attr("seen_ms", record.now_ms() - 700_000)
+        other, driver = Study(config, "rate"), FakeDriver()
+        sweep.search(config, other, driver, 1)
+        assert driver.trained == [1, 2, 3, 4, 5]
+        assert states(other) == ["RUNNING"] + ["COMPLETE"] * 5
+        assert other.unfinished() == 1
+
+    def test_engine_that_is_lost_burns_no_trial(self, config):
+        study = Study(config, "rate")
+        with pytest.raises(EngineError):
+            sweep.search(config, study, FakeDriver({0: EngineError("no node is left")}), 1)
+        assert states(study) == ["RUNNING"]
+
+    @pytest.mark.parametrize("sampler", ["tpe", "grid"])
+    def test_samplers(self, config, sampler):
+        space = {"flip": {"choices": ["none", "random", "alternating"]}, "crop_pixels": {"choices": [0, 4]}}
+        change = {"sampler": sampler, "space": space} if sampler == "grid" else {"sampler": sampler}
+        rate = params.Sweep.model_validate(RATE | change)
+        study = Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate")
+        sweep.search(config, study, FakeDriver(), 1)
+        assert states(study) == ["COMPLETE"] * 6
+        if sampler == "grid":
+            assert len({tuple(trial.params.values()) for trial in study.trials()}) == 6
+
+
+class TestStudy:
+    def test_more_trials_extend_it_and_other_params_begin_another(self, config, monkeypatch):
+        name = Study(config, "rate").name
+
+        def named(**change):
+            rate = config.sweeps["rate"].model_copy(update=change)
+            return Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate").name
+
+        assert named(trials=50) == name
+        assert named(epochs=4) != name
+        assert named(pruner="median") != name
+        recipes = config.recipes | {"custom": config.recipes["custom"].model_copy(update={"momentum": 0.5})}
+        assert Study(config.model_copy(update={"recipes": recipes}), "rate").name != name
+
+    def test_database_of_mlflow_is_refused(self, config, monkeypatch):
+        monkeypatch.setenv("OPTUNA_STORAGE", os.environ["MLFLOW_TRACKING_URI"])
+        with pytest.raises(PipelineError, match="OPTUNA_STORAGE: received MLflow's own store; name another database"):
+            Study(config, "rate")
+
+    @pytest.mark.parametrize(
+        "address", ["sqlite:////nowhere/optuna.db", "what", "postgresql://me:secret@127.0.0.1:1/x"]
+    )
+    def test_database_that_cannot_be_opened_is_one_line(self, config, monkeypatch, address):
+        monkeypatch.setenv("OPTUNA_STORAGE", address)
+        with pytest.raises(PipelineError, match=r"OPTUNA_STORAGE: .* cannot be opened") as error:
+            Study(config, "rate")
+        assert "\n" not in str(error.value)
+        assert "secret" not in str(error.value)
+
+
+def test_parent_run_is_finished_with_the_sweep_and_never_running(config):
+    tracking.begin_sweep("rate-1", RATE)
+    client = store.client()
+
+    def parent():
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.sweep = 'rate-1'")
+        return run
+
+    assert parent().info.status == "SCHEDULED"
+    assert parent().data.params["sampler"] == "random"
+    study = Study(config, "rate")
+    sweep.search(config, study, FakeDriver(), 1)
+    tracking.end_sweep("rate-1", False, "table", {}, None)
+    assert parent().info.status == "SCHEDULED"
+    tracking.end_sweep("rate-1", True, "table", sweep.plots(study), 0.5)
+    assert parent().info.status == "FINISHED"
+    assert parent().data.metrics == {"val_accuracy": 0.5}
+    files = {file.path for file in client.list_artifacts(parent().info.run_id)}
+    assert files == {"trials.txt", "importances.png", "parallel_coordinates.png"}
+    tracking.begin_sweep("rate-1", RATE)
+    assert parent().info.status == "SCHEDULED"
+
+
+@pytest.mark.slow
+def test_sweep_that_is_killed_resumes_without_the_test_split(config, project, tmp_path_factory):
+    """Real trials by processes here, of which one diverges; the folder of the data has no test images."""
+    data = tmp_path_factory.mktemp("without-test")
+    for file in (project / "data/cifar10").glob("data_batch_*"):
+        (data / file.name).symlink_to(file.resolve())
+    (project / "data/cifar10").unlink()
+    (project / "data/cifar10").symlink_to(data)
+    tree = yaml.safe_load((project / "params.yaml").read_text())
+    space = {"learning_rate": {"choices": [0.01, 0.02, 100.0]}}
+    tree["sweeps"] = {"rate": RATE | {"sampler": "grid", "trials": 3, "space": space}}
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    before = (project / "params.yaml").read_bytes()
+    code = "from pipeline import sweep, workspace; sweep.reproduce = lambda *_: 0; sweep.command.run(sweep.main)"
+    asked = [sys.executable, "-c", code, "rate"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    killed = subprocess.Popen(asked, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+    next(line for line in killed.stdout if ": epoch 1/3" in line)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = subprocess.run([*asked, "--write"], cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumes after epoch" in done.stdout or "fail: rate-trial-0" in done.stdout
+    assert "One seed does not tell the best trials apart" in done.stdout
+    assert "fail: rate-trial-" in done.stdout
+
+    study = Study(params.read(), "rate")
+    assert sorted(states(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
+    (failed,) = study.trials(TrialState.FAIL)
+    assert failed.params == {"learning_rate": 100.0}
+    client = store.client()
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    (parent,) = [run for run in found if run.info.run_name == f"sweep {study.name}"]
+    children = {run.data.tags["trial"]: run for run in found if run is not parent}
+    assert set(children) == {"0", "1", "2"}
+    assert parent.info.status == "FINISHED"
+    for trial in study.trials():
+        run = children[str(trial.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert float(run.data.params["learning_rate"]) == trial.params["learning_rate"]
+        assert run.info.status == ("FAILED" if trial is failed else "FINISHED")
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_accuracy")]
+        assert trial is failed or steps == [1, 2, 3]
+
+    config = params.read()
+    best = config.recipes["rate-best"]
+    assert best.learning_rate == study.best()[0].params["learning_rate"]
+    assert best.epochs == config.recipes["custom"].epochs
+    rest = iter((project / "params.yaml").read_bytes().splitlines())
+    assert all(line in rest for line in before.splitlines())
+    assert not (project / "results").exists()
+    assert optuna.study.get_all_study_names(os.environ["OPTUNA_STORAGE"]) == [study.name]
