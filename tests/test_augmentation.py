@@ -158,6 +158,20 @@ def test_geometry_is_that_of_pillow(tensorflow, name, amount):
     assert not np.array_equal(ours, images)
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_compiled_policy_changes_the_same_pixels(tensorflow, strength):
+    images = np.random.default_rng(0).integers(0, 256, (512, 32, 32, 3), np.uint8)
+    operation, amount = augment_policy.draw(tensorflow.constant(512), tensorflow.constant([0, 7], "int64"), strength)
+    arguments = (tensorflow.constant(images), operation, amount)
+    assert np.array_equal(
+        augment_policy.change_colors(*arguments), augment_policy.change_colors.__wrapped__(*arguments)
+    )
+    compiled, plain = (
+        change(operation, amount) for change in (augment_policy.source_pixels, augment_policy.source_pixels.__wrapped__)
+    )
+    assert np.array_equal(compiled, plain)
+
+
 def test_identity_of_the_policy_changes_nothing(tensorflow):
     images = photos(3)
     assert np.array_equal(changed(tensorflow, images, "identity", 0.9), images)

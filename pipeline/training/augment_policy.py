@@ -12,6 +12,7 @@ import math
 import tensorflow as tf
 
 from pipeline.training.cifar10 import SIDE
+from pipeline.training.elementwise import elementwise
 
 OPERATIONS = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
@@ -39,6 +40,7 @@ def draw(count: tf.Tensor, seed: tf.Tensor, strength: float) -> tuple[tf.Tensor,
     return operation, strength * (2 * uniform[1] - 1)
 
 
+@elementwise
 def source_pixels(operation: tf.Tensor, amount: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The row and the column that each pixel comes from, int32 [n, 32, 32] each, not yet within 0..31."""
     rotation = MAX_ROTATION * _only(operation, amount, "rotate")
@@ -52,6 +54,7 @@ def source_pixels(operation: tf.Tensor, amount: tf.Tensor) -> tuple[tf.Tensor, t
     return tuple(tf.cast(tf.floor(it + SIDE / 2), tf.int32) for it in (rows, columns))
 
 
+@elementwise
 def change_colors(images: tf.Tensor, operation: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     """Changes brightness, colour, contrast, sharpness or tones of uint8 images [n, 32, 32, 3] whose operation is that.
 

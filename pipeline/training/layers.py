@@ -4,59 +4,45 @@ They compute what the stock ones compute, but for dropout's random numbers, whic
 of hidden generator state.
 """
 
-from functools import cache
-
 import keras
 import tensorflow as tf
 
+from pipeline.training.elementwise import elementwise
 from pipeline.training.reproducible import layer_seed
 
 
-@cache
-def _compiles() -> bool:
-    """Whether chains of elementwise operations are compiled by XLA: on a CPU, where TensorFlow can.
-
-    TensorFlow's own kernels convert bfloat16 value by value there. On 256x32x32x128 bfloat16 and two cores of an Intel
-    Xeon with AMX, ReLU takes 22 ms for 75, dropout with its random bytes 65 for 197; the bits are the same.
-    """
-    if tf.config.list_physical_devices("GPU"):
-        return False
-    try:
-        tf.function(tf.nn.relu, jit_compile=True)(tf.zeros([1]))
-    except tf.errors.OpError:
-        return False
-    return True
-
-
-def _relu_of(x):
+@elementwise
+def _rectified(x):
     return tf.nn.relu(x)
 
 
-def _relu_gradient_of(gradient, y):
+@elementwise
+def _rectified_gradient(gradient, y):
     return gradient * tf.cast(y > 0, gradient.dtype)
 
 
+@elementwise
+def _sum(x, y):
+    return x + y
+
+
+@elementwise
 def _masked(x, octets, dropped):
     """Values whose octet is at least `dropped`, scaled so that the mean is kept; 0 instead of the others."""
     keep = tf.cast(octets >= dropped, x.dtype)
     return x * (keep * tf.cast(256 / (256 - dropped), x.dtype))
 
 
-_compiled_sum = tf.function(lambda x, y: x + y, jit_compile=True)
-_compiled_relu = tf.function(_relu_of, jit_compile=True)
-_compiled_relu_gradient = tf.function(_relu_gradient_of, jit_compile=True)
-_compiled_masked = tf.function(_masked, jit_compile=True)
-
-
-def relu(x: tf.Tensor) -> tf.Tensor:
+@tf.custom_gradient
+def relu(x):
     """`keras.activations.relu` with its defaults."""
+    y = _rectified(x)
+    return y, lambda gradient: _rectified_gradient(gradient, y)
 
-    @tf.custom_gradient
-    def compiled(x):
-        y = _compiled_relu(x)
-        return y, lambda gradient: _compiled_relu_gradient(gradient, y)
 
-    return compiled(x) if _compiles() else tf.nn.relu(x)
+@tf.custom_gradient
+def _add(x, y):
+    return _sum(x, y), lambda gradient: (gradient, gradient)
 
 
 class ReLU(keras.layers.ReLU):
@@ -69,18 +55,13 @@ class ReLU(keras.layers.ReLU):
 
 
 class Add(keras.layers.Add):
-    """The sum of tensors; of other than two equal shapes, the stock layer's."""
+    """The sum of tensors; of other than two of one shape, the stock layer's."""
 
     def call(self, inputs):
         """Adds the tensors."""
-        if len(inputs) != 2 or inputs[0].shape != inputs[1].shape or not _compiles():
-            return super().call(inputs)
-
-        @tf.custom_gradient
-        def compiled(x, y):
-            return _compiled_sum(x, y), lambda gradient: (gradient, gradient)
-
-        return compiled(*inputs)
+        if len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            return _add(*inputs)
+        return super().call(inputs)
 
 
 class Dropout(keras.layers.Dropout):
@@ -102,10 +83,10 @@ class Dropout(keras.layers.Dropout):
         octets = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], tf.shape(inputs))
 
         @tf.custom_gradient
-        def compiled(x):
-            return _compiled_masked(x, octets, dropped), lambda gradient: _compiled_masked(gradient, octets, dropped)
+        def drop(x):
+            return _masked(x, octets, dropped), lambda gradient: _masked(gradient, octets, dropped)
 
-        return compiled(inputs) if _compiles() else _masked(inputs, octets, dropped)
+        return drop(inputs)
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

@@ -1,0 +1,35 @@
+"""Chains of elementwise operations, compiled by XLA where that is faster: one pass over memory instead of several.
+
+TensorFlow's own kernels convert bfloat16 value by value on a CPU. On 256x32x32x128 bfloat16 and two cores of an Intel
+Xeon with AMX, ReLU takes 22 ms for 75, dropout with its random bytes 65 for 197; the bits are the same. Convolutions
+and reductions are slow in XLA there, so the step as a whole is not compiled.
+"""
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import tensorflow as tf
+
+
+def elementwise(function: Callable) -> Callable:
+    """Compiles a function of tensors if this machine trains on a CPU; other arguments are constants of the graph."""
+    compiled = tf.function(function, jit_compile=True)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        return compiled(*arguments) if compiles() else function(*arguments)
+
+    return call
+
+
+@cache
+def compiles() -> bool:
+    """Whether this machine trains on a CPU and TensorFlow can compile for it."""
+    if tf.config.list_physical_devices("GPU"):
+        return False
+    try:
+        tf.function(tf.nn.relu, jit_compile=True)(tf.zeros([1]))
+    except tf.errors.OpError:
+        return False
+    return True
