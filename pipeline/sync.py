@@ -60,11 +60,11 @@ def registered(runs: list[Record]) -> list[Champion] | None:
     """
     if not COMPARISON.exists() or command.in_temporary_copy():
         return None
-    by_name, tags = {run.run: run for run in runs}, from_comparison(run_tags.by_budget)
-    chosen = {budget: by_name[of["run"]] for budget, of in tags.items() if of["run"] in by_name}
-    notes = {budget: cards.path(of["recipe"]) for budget, of in tags.items()}
+    by_name, told = {run.run: run for run in runs}, from_comparison(run_tags.by_budget)
+    chosen = {budget: by_name[tags["run"]] for budget, (tags, _) in told.items() if tags["run"] in by_name}
+    notes = {budget: cards.path(tags["recipe"]) for budget, (tags, _) in told.items()}
     files = [COMPARISON, *notes.values(), *(run.folder for run in chosen.values())]
-    if len(chosen) < len(tags) or not provenance.is_committed(*files):
+    if len(chosen) < len(told) or not provenance.is_committed(*files):
         return None
     if not all(run.training.comparable for run in chosen.values()):
         return None
@@ -72,7 +72,7 @@ def registered(runs: list[Record]) -> list[Champion] | None:
     for budget, run in chosen.items():
         try:
             exports.read(run.run)
-            champions.append(Champion(budget, run, tags[budget], notes[budget].read_text(encoding="utf-8")))
+            champions.append(Champion(budget, run, *told[budget], notes[budget].read_text(encoding="utf-8")))
         except PipelineError as error:
             print(f"warning: the champion of {budget} is not registered in MLflow: {error}", file=sys.stderr)
     return champions

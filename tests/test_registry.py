@@ -91,6 +91,10 @@ def test_champions_are_registered_once_and_again_from_git(committed, monkeypatch
     assert tags["limits"].startswith("at most 92,027 parameters")
     card = Path("report/models/compact.md").read_text()
     assert [model.description for model in store.client().search_registered_models()] == [card, card]
+    why = store.client().get_model_version(NAMES[1], 1).description
+    assert why.startswith(
+        "published-custom (at most 92,027 parameters and 50 epochs): take compact-0 (stand-in). Recipe "
+    )
     with monkeypatch.context() as without:
         without.setattr(store, "client", lambda: pytest.fail("MLflow was asked"))
         sync.main()
@@ -192,7 +196,7 @@ def test_code_that_goes_with_the_model_is_all_that_it_imports():
 
 def test_registered_names_are_those_of_the_cards(monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    assert registry.Champion("published-custom", None, {}, "").name == cards.REGISTERED.format(
+    assert registry.Champion("published-custom", None, {}, "", "").name == cards.REGISTERED.format(
         budget="published-custom"
     )
 

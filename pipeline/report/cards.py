@@ -10,20 +10,25 @@ from pipeline.report import findings, markdown, tables
 from pipeline.report.recorded import REPORT
 
 FOLDER = REPORT / "models"
+OFF = (0, "none")  # values of a recipe's keys that mean: not used
 REGISTERED = "cifar10-{budget}"  # a champion's registered model
 
-DATA = """\
-CIFAR-10: photos of 32x32 pixels, each of one of ten classes. Trained on {} images, validated on {} held out of the
-training images, equally many of each class. Choices are made on these. The {} test images are read only after
-training and all choices."""
-LIMITS = """\
-- It always answers one of its ten classes, whatever the image shows, and may give a wrong one a high probability.
-- It sees 32x32 pixels. A larger photo is cropped to its middle square and scaled down: small objects are lost.
-- Accuracy and calibration are those of CIFAR-10's test images; other photos differ from them. It was not tested for use
-  where an error does harm."""
-LICENCE = """\
-Code and weights are under the MIT licence. The data: Alex Krizhevsky, *Learning Multiple Layers of Features from Tiny
-Images*, 2009, whose page asks for that citation and states no licence."""
+# MLflow shows the end of a line as one: a paragraph is one line.
+DATA = (
+    "CIFAR-10: photos of 32x32 pixels, each of one of ten classes. Trained on {} images, validated on {} held out of "
+    "the training images, equally many of each class. Choices are made on these. The {} test images are read only "
+    "after training and all choices."
+)
+LIMITS = (
+    "- It always answers one of its ten classes, whatever the image shows, maybe a wrong one with a high probability.\n"
+    "- It sees 32x32 pixels. A larger photo is cropped to its middle square and scaled down: small objects are lost.\n"
+    "- Accuracy and calibration are those of CIFAR-10's test images; other photos differ from them. It was not tested "
+    "for use where an error does harm."
+)
+LICENCE = (
+    "Code and weights are under the MIT licence. The data: Alex Krizhevsky, *Learning Multiple Layers of Features from "
+    "Tiny Images*, 2009; its page asks for that citation and states no licence."
+)
 KERAS = """\
 import keras
 import numpy as np
@@ -67,7 +72,7 @@ def card(comparison: dict[str, Any], recipe: str) -> str:
         f"# {tables.title(f'{recipe}: a CIFAR-10 classifier', comparison)}",
         f"{row['parameters']:,} parameters, {tables.cell(row, 'multiply_adds')} M multiply-adds for one image. "
         f"{_weights(name, row['seeds'], budgets)}",
-        f"Trained with {', '.join(f'{key} {value}' for key, value in recipe_params.items())}.",
+        f"Trained with {', '.join(f'{key} {value}' for key, value in recipe_params.items() if value not in OFF)}.",
         "## Data",
         DATA.format(*run["origin"][3].split("/")),
         "## Metrics",

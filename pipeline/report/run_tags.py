@@ -25,19 +25,19 @@ def by_run(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
     return tags
 
 
-def by_budget(comparison: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Of every budget that has a model to take: which one it is, and what decided; `run` and `recipe` among it."""
-    tags = {}
-    for budget, champion in comparison["champions"].items():
+def by_budget(comparison: dict[str, Any]) -> dict[str, tuple[dict[str, str], str]]:
+    """Of every budget that has a model to take: tags, what decided among them, and the reason in sentences."""
+    told = {}
+    sentences = findings.budgets(comparison)
+    for (budget, champion), sentence in zip(comparison["champions"].items(), sentences, strict=True):
         if champion["run"]:
             row = comparison["recipes"][champion["recipe"]]
             decided = {key: row[key] for key in ("val_accuracy", "seeds", "multiply_adds", "parameters", "epochs")}
             named = {key: champion[key] for key in ("status", "run", "recipe", "min_seeds", "margin")}
-            tags[budget] = {key: str(value) for key, value in (named | decided).items()} | {
-                "limits": findings.budget_words(comparison["limits"][budget]),
-                "test_accuracy": _mean(row),
-            }
-    return tags
+            tags = {key: str(value) for key, value in (named | decided).items()}
+            tags |= {"limits": findings.budget_words(comparison["limits"][budget]), "test_accuracy": _mean(row)}
+            told[budget] = (tags, sentence)
+    return told
 
 
 def _mean(row: dict[str, Any]) -> str:

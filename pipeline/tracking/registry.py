@@ -41,11 +41,12 @@ REQUIREMENTS = ("mlflow", "ai-edge-litert", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class Champion:
-    """The model to take for a budget: its record, why it was chosen, and what is to be known of it."""
+    """The model to take for a budget: its record, what decided, in short and in a sentence, and what is known of it."""
 
     budget: str
     record: Record
     tags: dict[str, str]
+    why: str
     note: str
 
     @property
@@ -64,7 +65,7 @@ class Champion:
     @property
     def digest(self) -> str:
         """Changes whenever the version or what is said of it does."""
-        content = [self.name, self.record.id, self.model_digest, self.tags, self.note]
+        content = [self.name, self.record.id, self.model_digest, self.tags, self.why, self.note]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -124,6 +125,7 @@ def _sync_champion(champion: Champion) -> None:
         return
     for key, value in champion.tags.items():
         client.set_model_version_tag(name, version.version, key, value)
+    client.update_model_version(name, version.version, _shortened(champion.why))
     client.update_registered_model(name, _shortened(champion.note))
     client.set_registered_model_alias(name, ALIAS, version.version)
     client.set_model_version_tag(name, version.version, DIGEST, champion.digest)
@@ -174,4 +176,4 @@ def _shortened(note: str) -> str:
     """The note, cut at the end of a line if it is longer than MLflow keeps."""
     if len(note) <= MOST_CHARACTERS:
         return note
-    return note[: note.rindex("\n", 0, MOST_CHARACTERS - 2)] + "\n…"
+    return note[: note.rfind("\n", 0, MOST_CHARACTERS - 2)] + "\n…"
