@@ -31,7 +31,8 @@ def sync_records() -> None:
     compared = {run.run: tags[run.run] for run in runs if run.run in tags}
     digests = [run.digest() for run in runs] + [tracking.reference_digest(name) for name in published]
     digests += [tracking.comparison_digest(run, compared[run.run]) for run in runs if run.run in compared]
-    digests += [tracking.page_digest(PAGE)] if PAGE.exists() else []
+    is_page_shown = PAGE.exists() and not command.in_temporary_copy()  # of one try, not of the records
+    digests += [tracking.page_digest(PAGE)] if is_page_shown else []
     champions = registered(runs)
     if tracking.in_sync(digests, champions):
         return
@@ -42,7 +43,7 @@ def sync_records() -> None:
         tracking.sync_run(run)
         if run.run in compared:
             tracking.sync_comparison(run, compared[run.run])
-    if PAGE.exists():
+    if is_page_shown:
         tracking.sync_page(PAGE)
     if champions is not None:
         tracking.sync_champions(champions)

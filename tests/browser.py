@@ -12,8 +12,8 @@ class Visit:
         errors: of the console and of scripts.
     """
 
-    def __init__(self, chromium, path, width=1440, theme="light"):
-        self.context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    def __init__(self, chromium, path, width=1440, theme="light", **more):
+        self.context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **more)
         self.page, self.requests, self.errors = self.context.new_page(), [], []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.errors.append(message.text))

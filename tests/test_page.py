@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from browser import Visit
 from conftest import ROOT
 from factories import list_runs, write_run
@@ -53,12 +54,17 @@ def make(folder, runs=RUNS, with_images=True, **change):
         write_run(run, accuracy, errors_seed=seed, **costs, **change)
         if run in EXPORTED:
             shutil.copytree(ROOT / "results" / run / "export", folder / "results" / run / "export")
+    exported = {run: exports.evaluated(run) for run in EXPORTED if run in runs}
+    return write_page(folder, exported, validation_images() if with_images else None)
+
+
+def write_page(folder, exported, split):
+    """The page of the records in the folder."""
     config = params.read()
     records = compare.load(config)
     seen, histories = compare.read_predictions(records), compare.read_histories(records)
-    exported = {run: exports.evaluated(run) for run in EXPORTED if run in runs}
     made = Made(compare.compare(config, records, seen, exported))
-    made.html = build.page(config, made, histories, seen, records, validation_images() if with_images else None)
+    made.html = build.page(config, made, histories, seen, records, split)
     made.path = folder / "index.html"
     made.path.write_bytes(made.html)
     return made
@@ -568,6 +574,38 @@ def test_page_is_small_enough_to_send_and_names_no_registry(made):
     assert not re.findall(rb"(?:src|href|action)=[\"'](?!#|data:)", made.html)
 
 
+def test_finger_on_the_curves_says_the_numbers_too(made, chromium):
+    visit = Visit(chromium, made.path, 360, has_touch=True, is_mobile=True)
+    visit.page.tap("#curve-chart .u-over", position={"x": 1, "y": 60})
+    assert visit.page.inner_text("#curve-lines .epoch") == "epoch 1"
+    assert visit.page.is_visible("label[for=try-camera]")
+    visit.close()
+
+
+def test_charts_follow_the_theme(desktop):
+    page = desktop.page
+    light = page.evaluate("document.querySelector('#curve-chart canvas').toDataURL()")
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
+    page.evaluate("() => new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve)))")  # the next frame
+    assert page.evaluate("document.querySelector('#curve-chart canvas').toDataURL()") != light
+
+
+def test_one_recipe_with_nothing_to_hold_against_is_a_page_too(tmp_path, monkeypatch, chromium):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reference").mkdir()
+    list_runs("custom-1")
+    tree = params.parse("params.yaml")
+    tree["compare"]["budgets"] = {}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    write_run("custom-1", 0.85, multiply_adds=None)
+    visit = Visit(chromium, write_page(tmp_path, {}, None).path)
+    assert column(visit.page, "multiply_adds") == {"custom": "–"}  # noqa: RUF001
+    assert [text.partition(":")[0] for text in points(visit.page)] == ["custom"]
+    assert "No model is in this page: custom (not exported)." in visit.page.inner_text("#try")
+    visit.close()
+
+
 def test_page_fits_a_phone_and_each_width_between(made, chromium):
     for width in (360, 768, 1440):
         visit = Visit(chromium, made.path, width)
@@ -579,11 +617,7 @@ def test_quick_results_are_labelled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert NOT_COMPARABLE.encode() not in make(tmp_path, {"custom-0": 0.85}).html
     write_run("custom-0", 0.85, comparable=False)
-    config = params.read()
-    records = compare.load(config)
-    seen = compare.read_predictions(records)
-    found = compare.compare(config, records, seen, {})
-    html = build.page(config, found, compare.read_histories(records), seen, records, None)
+    html = write_page(tmp_path, {}, None).html
     assert NOT_COMPARABLE in re.search(r"<title>(.*)</title>", html.decode())[1]
 
 

@@ -7,6 +7,7 @@ import pytest
 from factories import list_runs, write_run
 
 from pipeline import sync
+from pipeline.system import command
 from pipeline.tracking import experiment, runs, store
 
 
@@ -61,6 +62,13 @@ def test_descriptions_own_words_stay(page):
     page.write_text("<title>second</title>")
     sync.main()
     assert re.fullmatch(r"\[The page.*\)\.\n\nOurs\.", description())
+
+
+def test_page_of_one_experiment_does_not_take_its_place(page, monkeypatch):
+    page.write_text("<title>experiment</title>")
+    monkeypatch.setattr(command, "in_temporary_copy", lambda: True)
+    sync.main()
+    assert summary()[1] == "<title>first</title>"
 
 
 def test_without_a_page_there_is_no_summary_run(project):

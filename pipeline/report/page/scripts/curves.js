@@ -135,6 +135,14 @@
     byId("curve-spoken").textContent = readOut(index);
   }
 
+  /** uPlot follows the mouse alone. */
+  function touch(event) {
+    if (event.pointerType !== "touch") return;
+    const { left, top } = plot.over.getBoundingClientRect();
+    plot.setCursor({ left: event.clientX - left, top: event.clientY - top });
+  }
+
+  for (const kind of ["pointerdown", "pointermove"]) holder.addEventListener(kind, touch);
   const keys = {
     ArrowLeft: () => move(-1),
     ArrowRight: () => move(1),

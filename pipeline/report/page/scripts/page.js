@@ -23,7 +23,7 @@ const styled = (name) => getComputedStyle(document.documentElement).getPropertyV
 /** A recipe's colour; published results have none. */
 function colourOf(name) {
   const index = PAGE.recipes.indexOf(name);
-  return styled(index < 0 ? "--published" : `--series-${index % 6}`);
+  return styled(index < 0 ? "--published" : `--series-${index % 10}`);
 }
 
 /** Calls back when the theme changes. */
