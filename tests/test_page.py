@@ -184,14 +184,14 @@ def points(page):
 def test_scatter_shows_each_recipe_and_published_network_at_the_chosen_cost(made, visit):
     page = visit.page
     low, high = column_interval(page, "compact")
-    assert f"compact: 91.20 % ({low} to {high}), 90,514 parameters; on the Pareto front" in points(page)
+    assert f"compact: 91.20 % ({low} to {high}), 90,514 parameters, 2 epochs; on the Pareto front" in points(page)
     assert {text.partition(":")[0] for text in points(page)} == {
         *made["recipes"],
         *(f"{row['run']}*" for row in made["published"]),
         *(f"{row['name']}*" for row in made["published_exports"]),
     }
     page.select_option("#cost-axis", label="training minutes")
-    assert f"compact: 91.20 % ({low} to {high}), 2 minutes; on the Pareto front" in points(page)
+    assert f"compact: 91.20 % ({low} to {high}), 2 minutes, 2 epochs; on the Pareto front" in points(page)
     assert not any(text.startswith("published-base") for text in points(page))  # its time is not known
 
 

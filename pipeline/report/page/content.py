@@ -48,8 +48,8 @@ def accuracy_intervals(comparison: Comparison, predictions: dict[str, Prediction
     intervals = {}
     for recipe in comparison["recipes"]:
         of_recipe = [predictions[run] for run in _runs(comparison, recipe)]
-        correct = np.stack([_predicted(seed) == seed.test_labels for seed in of_recipe]).astype(np.float64)
-        estimate = statistics.over_seeds_and_images(correct)
+        correct = [seed.test_probabilities.argmax(axis=1) == seed.test_labels for seed in of_recipe]
+        estimate = statistics.over_seeds_and_images(np.stack(correct).astype(np.float64))
         intervals[recipe] = [round(estimate.low, 6), round(estimate.high, 6)]
     return intervals
 
@@ -111,6 +111,7 @@ def _axis(name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str,
             "cost": row[key],
             "accuracy": row["test_accuracy"],
             "interval": row.get("interval"),
+            "epochs": row.get("epochs"),
         }
         for name, (kind, row) in rows.items()
         if row.get(key)
@@ -131,10 +132,7 @@ def front(points: list[dict[str, Any]]) -> list[str]:
 
 def curves(comparison: Comparison, histories: Histories) -> dict[str, Any]:
     """By metric and line, one list of values a run, epoch by epoch; the published epochs come last."""
-    runs = {
-        recipe: [run["run"] for run in comparison["runs"] if run["recipe"] == recipe]
-        for recipe in comparison["recipes"]
-    }
+    runs = {recipe: _runs(comparison, recipe) for recipe in comparison["recipes"]}
     published = {row["run"]: [row["run"]] for row in comparison["published"] if row["run"] in histories}
     lines = []
     for kind, names in (("recipe", runs), ("published", published)):
@@ -207,10 +205,6 @@ def _default_pair(comparison: Comparison, budget: str | None) -> list[str]:
 
 def _runs(comparison: Comparison, recipe: str) -> list[str]:
     return [run["run"] for run in comparison["runs"] if run["recipe"] == recipe]
-
-
-def _predicted(predictions: Predictions) -> np.ndarray:
-    return predictions.test_probabilities.argmax(axis=1)
 
 
 def _confusion(predictions: Predictions) -> np.ndarray:

@@ -28,8 +28,9 @@
   function words(point, chosen) {
     const interval = point.interval ? ` (${percent(point.interval[0])} to ${percent(point.interval[1])})` : "";
     const cost = point.cost.toLocaleString("en", { maximumFractionDigits: 2 });
+    const epochs = point.epochs ? `, ${point.epochs} epochs` : "";
     const front = chosen.front.includes(point.name) ? "; on the Pareto front" : "";
-    return `${point.name}${point.kind === "recipe" ? "" : "*"}: ${percent(point.accuracy)} %${interval}, ${cost} ${chosen.unit}${front}`;
+    return `${point.name}${point.kind === "recipe" ? "" : "*"}: ${percent(point.accuracy)} %${interval}, ${cost} ${chosen.unit}${epochs}${front}`;
   }
 
   function drawMarks(plot, chosen) {
