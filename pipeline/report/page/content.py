@@ -79,11 +79,11 @@ def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict
 
 
 def bar_limits(comparison: Comparison, intervals: dict[str, list[float]]) -> tuple[int, int]:
-    """The ends of the table's interval bars, in percent: whole, and five apart."""
+    """The ends of the table's interval bars, whole percents."""
     ends = [end for interval in intervals.values() for end in interval]
     ends += [row["test_accuracy"] for row in comparison["published"]]
-    low, high = 5 * math.floor(20 * min(ends)), 5 * math.ceil(20 * max(ends))
-    return low, max(high, low + 5)
+    low = math.floor(100 * min(ends))
+    return low, max(math.ceil(100 * max(ends)), low + 1)
 
 
 def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
