@@ -606,6 +606,38 @@ def test_one_recipe_with_nothing_to_hold_against_is_a_page_too(tmp_path, monkeyp
     visit.close()
 
 
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        ([[0.0329, 0.05]], "beats the published network by at least 3.2 points"),
+        ([[0.0329, 0.05], [0.03, 0.04]], "beat the published network by at least 3.0 points"),
+        ([[0.0329, 0.05], [-0.01, 0.04]], "are not certain to beat the published network"),
+        ([[0.0004, 0.05]], "is not certain to beat the published network"),  # by less than a tenth of a point
+        ([[-0.03, -0.01]], "is worse than the published network"),
+    ],
+)
+def test_lead_on_the_published_network_is_never_overstated(intervals, said):
+    assert findings.beats([{"interval": interval} for interval in intervals]) == said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "of", "first", "said"),
+    [
+        ("better", "recipes", "a", "it is 1.0 to 3.0 points better than b"),
+        ("better", "recipes", "b", "it is 1.0 to 3.0 points worse than a"),
+        ("better weights", "weights", "a", "it is 1.0 to 3.0 points better than b-0"),
+        ("not told apart", "recipes", "a", "it and b are not told apart (+1.0 to +3.0 points)"),
+        ("not told apart", "recipes", "b", "it and a are not told apart (-3.0 to -1.0 points)"),
+    ],
+)
+def test_verdict_in_words_is_the_pairs_own(verdict, of, first, said):
+    pair = {"recipes": ["a", "b"], "runs": [["a-0"], ["b-0"]], "of": of, "verdict": verdict, "interval": [0.01, 0.03]}
+    assert findings.verdict(pair, "it", findings.sides(pair, first)[1], first) == said
+    certain = findings.certainty(pair)
+    assert ("not certain" in certain) == (verdict == "not told apart")
+    assert ("whether their recipes differ is open" in certain) == (of == "weights")
+
+
 def test_page_fits_a_phone_and_each_width_between(made, chromium):
     for width in (360, 768, 1440):
         visit = Visit(chromium, made.path, width)

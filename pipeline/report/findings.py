@@ -140,10 +140,10 @@ def certainty(pair: dict[str, Any]) -> str:
     is_told_apart = pair["verdict"] != "not told apart"
     if pair["of"] == "recipes":
         return "This is certain at the 95 % level." if is_told_apart else "So which is better is not certain."
-    certain = "certain at the 95 % level for" if is_told_apart else "not certain even for"
+    here = "This is certain at the 95 % level for" if is_told_apart else "It is not certain even of"
     return (
-        f"This is {certain} these two trained networks; whether their recipes differ is open, since a recipe with one "
-        "seed may do better or worse with another."
+        f"{here} these two trained networks; whether their recipes differ is open, since a recipe with one seed may do "
+        "better or worse with another."
     )
 
 
@@ -151,10 +151,13 @@ def beats(rows: list[dict[str, Any]]) -> str:
     """How far recipes are ahead of a published result, at the least; `rows` of against_published."""
     # Rounded down: at least so much.
     low = math.floor(1000 * min(row["interval"][0] for row in rows) + 1e-9) / 10
-    verb = "beats" if len(rows) == 1 else "beat"
+    is_one = len(rows) == 1
     if low > 0:
-        return f"{verb} the published network by at least {low:.1f} points"
-    return f"{'is' if len(rows) == 1 else 'are'} not certain to beat the published network"
+        return f"{'beats' if is_one else 'beat'} the published network by at least {low:.1f} points"
+    verb = "is" if is_one else "are"
+    if all(row["interval"][1] < 0 for row in rows):
+        return f"{verb} worse than the published network"
+    return f"{verb} not certain to beat the published network"
 
 
 def accuracy_notes(comparison: dict[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@
       const show = !hidden.has(line.name);
       const dash = line.kind === "recipe" ? [] : [7, 4];
       const column = (which) => Array.from({ length: epochs }, (_, index) => line.rows[index]?.[which] ?? null);
-      series.push({ show, stroke: colour, width: 2, dash, points: { show: epochs < 20 } });
+      series.push({ show, stroke: colour, width: 2, dash, points: { show: line.rows.length < 20 } });
       data.push(column(0));
       if (line.runs.length > 1) {
         bands.push({ series: [series.length + 1, series.length], fill: `color-mix(in srgb, ${colour} 22%, transparent)` });
