@@ -662,3 +662,16 @@ def test_listed_export_that_cannot_be_read_is_named_with_its_command(damage):
         files.write_json(path, content)
     with pytest.raises(PipelineError, match=r"results/custom-0/export/export\.json .*(make it with|int8\.bytes)"):
         compare.main()
+
+
+def test_student_is_compared_with_what_its_teacher_cost(capsys):
+    list_runs("custom-0", "compact-0")
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree["recipes"]["compact"] |= {"teacher": "custom-0", "teacher_weight": 0.5}
+    tree["runs"]["compact-0"]["needs"] = "results/custom-0/model.keras"
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    write_run("custom-0")
+    write_run("compact-0")
+    said = "compact learned from custom-0 (92,027 parameters, 2.0 minutes of training), which counts in no limit."
+    assert said in " ".join(printed(capsys).split())
+    assert said in markdown.page(compared())

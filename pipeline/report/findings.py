@@ -171,6 +171,18 @@ def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
     ]
 
 
+def cost_notes(comparison: dict[str, Any]) -> list[str]:
+    """Which recipes had a teacher, and what it cost."""
+    runs = {run["run"]: run for run in comparison["runs"]}
+    teachers = {recipe: given["teacher"] for recipe, given in comparison["recipe_params"].items()}
+    return [
+        f"{recipe} learned from {name} ({runs[name]['parameters']:,} parameters, "
+        f"{runs[name]['training_minutes']:.1f} minutes of training), which counts in no limit."
+        for recipe, name in teachers.items()
+        if name in runs
+    ]
+
+
 def pair_notes(comparison: dict[str, Any]) -> list[str]:
     """What the table of pairs needs said."""
     kinds = {pair["of"] for pair in comparison["pairs"]}

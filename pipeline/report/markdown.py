@@ -26,6 +26,7 @@ def page(comparison: dict[str, Any]) -> str:
         table(tables.accuracy(comparison)),
         lines(findings.accuracy_notes(comparison)),
         table(tables.cost(comparison)),
+        lines(findings.cost_notes(comparison)),
         "![Validation accuracy by epoch](curves.png)",
         "![Test accuracy by number of parameters](accuracy_vs_parameters.png)",
         f"## {tables.title('Verdicts', comparison)}",

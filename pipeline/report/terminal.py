@@ -20,7 +20,7 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     console.width = max(console.width, MIN_WIDTH)
     for title, rows, notes in (
         (tables.TITLE, tables.accuracy(comparison), findings.accuracy_notes(comparison)),
-        ("Cost", tables.cost(comparison), []),
+        ("Cost", tables.cost(comparison), findings.cost_notes(comparison)),
         ("Verdicts", [row[:-1] for row in tables.pairs(comparison)], findings.pair_notes(comparison)),  # no room for p
         ("Exported files", [row[:5] for row in tables.exports(comparison)], findings.export_notes(comparison)),
         ("Budgets", tables.budgets(comparison), findings.budget_notes(comparison)),

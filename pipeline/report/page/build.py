@@ -72,7 +72,7 @@ def page(
         exports=tables.exports(comparison),
         export_notes=findings.export_notes(comparison),
         are_numbers=tables.are_numbers,
-        notes=findings.accuracy_notes(comparison),
+        notes=findings.accuracy_notes(comparison) + findings.cost_notes(comparison),
         budget_notes=findings.budget_notes(comparison),
         examples=images.examples(split) if split else [],
         models=embedded,
