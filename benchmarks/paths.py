@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -126,7 +127,28 @@ def torch_custom(nn):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-TORCH_MODELS: dict[str, Callable] = {"baseline": torch_baseline, "custom": torch_custom}
+def torch_compact(nn):
+    """models/compact.py for PyTorch."""
+
+    class Block(nn.Module):  # type: ignore[name-defined]
+        def __init__(self, channels: int, filters: int):
+            super().__init__()
+            self.halves = channels != filters
+            self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+            self.pool = nn.AvgPool2d(2) if self.halves else nn.Identity()
+            self.mixer = nn.Sequential(nn.Conv2d(channels, filters, 1, bias=False), nn.BatchNorm2d(filters, 1e-3, 0.1))
+
+        def forward(self, x):
+            y = self.mixer(self.pool(self.depthwise(x)))
+            return nn.functional.relu(y if self.halves else x + y)
+
+    widths = [48] * 5 + [96] * 5 + [120] * 2  # 4 blocks at 32 px, 5 at 16 px, 2 at 8 px, the first of a size halves
+    layers = [nn.Conv2d(3, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48, 1e-3, 0.1), nn.ReLU()]
+    layers += [Block(channels, filters) for channels, filters in pairwise(widths)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(120, 10))
+
+
+TORCH_MODELS: dict[str, Callable] = {"baseline": torch_baseline, "custom": torch_custom, "compact": torch_compact}
 
 
 if __name__ == "__main__":

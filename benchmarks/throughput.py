@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each path (default 5)")
     parser.add_argument("--images", type=int, default=1536, help="in a round (default 1536)")
     parser.add_argument("--batch", type=int, default=256, help="images in a step (default 256)")
-    parser.add_argument("--models", nargs="+", default=["baseline", "custom"])
+    parser.add_argument("--models", nargs="+", default=["baseline", "custom", "compact"])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/throughput.json"))
     arguments = parser.parse_args()
     console = Console(highlight=False, width=100)
