@@ -158,4 +158,5 @@
   byId("curve-reset").addEventListener("click", showAll);
   options(select, PAGE.curves.metrics.map((it) => [it.key, it.label]), "val_accuracy");
   select.addEventListener("change", redraw);
+  redraw();
 })();

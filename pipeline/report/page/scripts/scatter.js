@@ -146,4 +146,5 @@
 
   options(select, PAGE.scatter.map((it) => [it.key, it.label]), "parameters");
   select.addEventListener("change", redraw);
+  redraw();
 })();
