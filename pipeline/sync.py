@@ -57,7 +57,7 @@ def registered(runs: list[Record]) -> list[Champion] | None:
 
     Returns:
         None where the registry stays as it is: in experiments and workspaces, whose results are not those of a commit,
-        and for runs on a part of the data.
+        with code that is not committed, and for runs on a part of the data.
     """
     if not COMPARISON.exists() or command.in_temporary_copy():
         return None
@@ -66,6 +66,8 @@ def registered(runs: list[Record]) -> list[Champion] | None:
     notes = {budget: cards.path(tags["recipe"]) for budget, (tags, _) in told.items()}
     files = [COMPARISON, *notes.values(), *(run.folder for run in chosen.values())]
     if len(chosen) < len(told) or not provenance.is_committed(*files):
+        return None
+    if any(file.startswith("pipeline/") for file in provenance.read().changed):  # code goes with the model
         return None
     if not all(run.training.comparable for run in chosen.values()):
         return None

@@ -1,4 +1,4 @@
-"""Opens MLflow's pages on the store: `python -m pipeline.ui`. Prints the addresses of the curves and of the table."""
+"""Opens MLflow's pages on the store: `python -m pipeline.ui`. Prints the addresses of curves, tables and models."""
 
 import argparse
 import os
@@ -22,6 +22,8 @@ def main() -> None:
         print("no runs yet: `make run` trains some in minutes, `dvc repro` shows the recorded ones")
     for name, (curves, table) in pages.items():
         print(f"experiment {name}\n  curves of all runs: {curves}\n  table of all runs:  {table}", flush=True)
+    if store.attempt("list its models", lambda: store.client().search_registered_models(max_results=1)):
+        print(f"models to take:       {server or local}/#/models", flush=True)
     if not server:
         database = address.database()
         os.chdir(database.parent if database else address.root())

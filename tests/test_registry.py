@@ -170,6 +170,9 @@ def test_what_is_not_a_commits_result_is_not_registered(why, committed, monkeypa
     elif why == "a changed report":
         list_runs("compact-0")
         compare.main()
+    elif why == "changed code":
+        Path("pipeline").mkdir()
+        Path("pipeline/new.py").touch()
     elif why == "quick":
         change_training("compact-0", comparable=False)
         commit()

@@ -284,6 +284,32 @@ def test_model_comes_from_the_bucket_and_is_the_one_trained(servers, pair, tmp_p
     servers.sh(f"python -c '{textwrap.dedent(code)}'", tmp_path)
 
 
+def test_champion_is_registered_once_and_its_model_comes_from_the_bucket(servers, pair, tmp_path):
+    register = """
+        from pipeline.records import record
+        from pipeline.tracking import Champion, sync_champions
+        note = "a line of fifty characters, as in a model card \\n" * 120
+        champion = Champion("small", record.load("custom-0"), {"status": "stand-in"}, "the only one", note)
+        sync_champions([champion])
+    """
+    for _ in range(2):
+        assert "warning" not in servers.sh(f"python -c '{textwrap.dedent(register)}'", pair[0])
+    ask = """
+        import mlflow, pandas
+        (model,) = mlflow.MlflowClient().search_registered_models()
+        (version,) = mlflow.MlflowClient().search_model_versions()
+        loaded = mlflow.pyfunc.load_model("models:/cifar10-small@champion")
+        print("REGISTERED", model.name, dict(model.aliases), version.tags["record_id"])
+        try:
+            loaded.predict(pandas.DataFrame({"image": ["bm9uZQ=="]}))
+        except Exception as error:
+            print("REFUSED", error)
+    """
+    said = servers.sh(f"python -c '{textwrap.dedent(ask)}'", tmp_path).splitlines()
+    assert f"REGISTERED cifar10-small {{'champion': '1'}} {record_id(pair[0])}" in said
+    assert "REFUSED image 1: it is no image that Pillow opens: save it as PNG or JPEG" in said
+
+
 def test_data_comes_from_the_remote_in_another_clone(servers, pair, tmp_path):
     before = servers.state()
     remote = f"dvc remote add --local --default s3 s3://{BUCKET}/dvc"

@@ -377,11 +377,13 @@ def test_ui_prints_the_addresses_of_curves_and_table_and_starts_mlflow(log, proj
     monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
     monkeypatch.setattr(sys, "argv", ["ui", "--port", "5001"])
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    store.client().create_registered_model("cifar10-small")
     ui.main()
     said = capsys.readouterr().out
     page = f"http://127.0.0.1:5001/#/experiments/{experiment.current_id()}/runs?workflowType=machine_learning"
     assert f"{page}&compareRunsMode=CHART\n" in said
     assert f"{page}&compareRunsMode=TABLE&viewStateShareKey=table\n" in said
+    assert "models to take:       http://127.0.0.1:5001/#/models\n" in said
     assert started[0][1][1:] == ["-m", "mlflow", "ui", "--port", "5001"]
     assert os.environ["MLFLOW_BACKEND_STORE_URI"] == address.store_uri()
 
