@@ -15,6 +15,7 @@ from benchmarks.paths import BY_SGD
 from pipeline.config import params
 from pipeline.records import record
 from pipeline.system.tensorflow_import import import_tensorflow
+from pipeline.system.versions import versions
 
 DATA = {"train_images": 6_000, "val_images": 5_000, "split_seed": 0}
 QUICK = {"epochs": 4, "batch_size": 48}  # as many steps as batch normalisation needs
@@ -35,7 +36,7 @@ def main() -> None:
     machine = device.resolve("auto", "auto")
     train, val = dataset.read_train_val(record.DATA, **DATA)
     report: dict[str, Any] = {
-        "machine": {"processor": machine.processor, "threads": machine.threads, "versions": device.versions()},
+        "machine": {"processor": machine.processor, "threads": machine.threads, "versions": versions()},
         "data": DATA,
         "precision": machine.precision,
     }

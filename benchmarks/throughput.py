@@ -193,8 +193,9 @@ def multiply_adds(model: str) -> int:
 def machine() -> dict[str, Any]:
     """What this was measured on."""
     from pipeline.system import device
+    from pipeline.system.versions import versions
 
-    return {"processor": device.processor(), "threads": device.threads(), "versions": device.versions()}
+    return {"processor": device.processor(), "threads": device.threads(), "versions": versions()}
 
 
 def table(model: str, results: dict[str, Any]) -> Table:

@@ -17,6 +17,7 @@ from pipeline.system.command import PipelineError
 from pipeline.system.dvc_parent import end_with_dvc
 from pipeline.system.file_lock import file_lock
 from pipeline.system.tensorflow_import import import_tensorflow
+from pipeline.system.versions import versions
 
 if TYPE_CHECKING:
     import keras
@@ -304,9 +305,7 @@ def environment(machine: "Device", origin: dict[str, str]) -> dict[str, Any]:
         machine: what it is computed on.
         origin: digests of data and teacher.
     """
-    from pipeline.system import device
-
-    return {**origin, **machine.fingerprint(), **device.versions()}
+    return {**origin, **machine.fingerprint(), **versions()}
 
 
 def code_origin() -> dict[str, Any]:

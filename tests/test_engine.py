@@ -47,6 +47,9 @@ class Scripted:
     def start(self, job):
         return ScriptedWorker(self, self.scripts.pop(0))
 
+    def stop(self):
+        pass
+
 
 class ScriptedWorker:
     location, is_here = "there", False

@@ -1,7 +1,7 @@
 """A training run, computed by a worker and recorded by this process.
 
-worker.py: what a worker does. local.py: workers that are processes here. driver.py: hands runs out and records their
-epochs. Workers read the data and nothing else, and reach neither the results nor the MLflow store.
+worker.py: what a worker does. local.py, cluster.py: workers here and on a Ray cluster. driver.py: hands runs out and
+records their epochs. Workers read the data and nothing else, and reach neither the results nor the MLflow store.
 """
 
 import argparse
@@ -124,6 +124,9 @@ class Engine(Protocol):
     def start(self, job: Job) -> Worker:
         """A new worker. Raises EngineError if there can be none."""
 
+    def stop(self) -> None:
+        """Ends the wait of those who call `start`."""
+
     def close(self) -> None:
         """Ends all that was started."""
 
@@ -151,9 +154,15 @@ def opened(name: str, parallel: int | None) -> Iterator[Engine]:
     Raises:
         PipelineError: it cannot be reached, or has no room for as many.
     """
-    from pipeline.engine.local import LocalEngine
+    engine: Engine
+    if name == "ray":
+        from pipeline.engine.cluster import RayEngine
 
-    engine = LocalEngine(Path.cwd(), 1 if parallel is None else parallel)
+        engine = RayEngine(parallel)
+    else:
+        from pipeline.engine.local import LocalEngine
+
+        engine = LocalEngine(Path.cwd(), 1 if parallel is None else parallel)
     try:
         yield engine
     finally:

@@ -5,11 +5,25 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from pipeline import tracking, train
 from pipeline.config.params import Params
-from pipeline.engine import Begun, Engine, Epoch, Failed, Finished, Job, Message, Resume, Steps, Worker, WorkerDiedError
+from pipeline.engine import (
+    Begun,
+    Engine,
+    EngineError,
+    Epoch,
+    Failed,
+    Finished,
+    Job,
+    Message,
+    Resume,
+    Steps,
+    Worker,
+    WorkerDiedError,
+)
 from pipeline.records import files, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError
@@ -35,6 +49,7 @@ class Driver:
 
     def __init__(self, engine: Engine, progress: RunsProgress, environment: dict[str, Any]):
         self._engine, self._progress, self._environment = engine, progress, environment
+        self._folder = Path.cwd()  # where a teacher's results are
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._stopped = ""
@@ -82,6 +97,7 @@ class Driver:
         with self._lock:
             self._stopped = reason
             workers = list(self._workers)
+        self._engine.stop()
         for worker in workers:
             worker.end()
 
@@ -89,7 +105,7 @@ class Driver:
         self, run: str, config: Params, environment: dict[str, Any], on_epoch: list[Callable[[dict[str, float]], None]]
     ) -> tuple[record.Record, dict[str, Any]]:
         """The record and the fingerprint, by one worker. Raises WorkerDiedError, and as `train`."""
-        worker = self._start(Job(run, config))
+        worker = self._start(Job(run, config, self._teacher_files(config.teacher_of(run))))
         try:
             begun = self._receive(worker)
             if not isinstance(begun, Begun):
@@ -120,8 +136,18 @@ class Driver:
                 self._workers.discard(worker)
             worker.end()
 
+    def _teacher_files(self, teacher: str | None) -> dict[str, bytes]:
+        """What `train.read_teacher` reads, by path."""
+        names = [record.RESULTS / teacher / name for name in (*record.TRAINING_FILES, "model.keras")] if teacher else []
+        return {str(name): (self._folder / name).read_bytes() for name in names}
+
     def _start(self, job: Job) -> Worker:
-        worker = self._engine.start(job)
+        try:
+            worker = self._engine.start(job)
+        except EngineError:
+            if self._stopped:
+                raise train.StoppedError(self._stopped) from None
+            raise
         with self._lock:
             self._workers.add(worker)
             stopped = self._stopped

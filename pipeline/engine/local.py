@@ -41,6 +41,9 @@ class LocalEngine:
         """Starts a process on cores that no other one has."""
         return LocalWorker(job, self._folder, self._free)
 
+    def stop(self) -> None:
+        """Nothing waits to start."""
+
     def close(self) -> None:
         """Nothing is left: a worker ends with its run."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from pipeline.system.command import PipelineError
+from pipeline.system.versions import versions
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -99,15 +100,6 @@ def _instruction_sets() -> set[str]:
 def threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def versions() -> dict[str, str]:
-    """Of what computes and what records."""
-    from importlib.metadata import version
-
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("tensorflow", "keras", "numpy", "mlflow", "dvc")
-    }
 
 
 def _fastest_precision(gpus: list) -> str:
