@@ -197,11 +197,13 @@ def test_code_that_goes_with_the_model_is_all_that_it_imports():
     assert set(registry.CODE) == needed | {f"{folder}/__init__.py" for folder in packages}
 
 
-def test_registered_names_are_those_of_the_cards(monkeypatch):
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    assert registry.Champion("published-custom", None, {}, "", "").name == cards.REGISTERED.format(
-        budget="published-custom"
-    )
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("", cards.REGISTERED.format(budget="small")), ("our team's/cifar:10", "our-team-s-cifar-10-small")],
+)
+def test_models_are_named_after_the_experiment_as_cards_name_them(given, name, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", given)
+    assert registry.Champion("small", None, {}, "", "").name == name
 
 
 def test_note_that_is_too_long_is_cut_between_lines():

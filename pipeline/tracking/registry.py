@@ -51,8 +51,8 @@ class Champion:
 
     @property
     def name(self) -> str:
-        """The registered model's."""
-        return re.sub(r"[/:]", "-", f"{experiment.name()}-{self.budget}")
+        """The registered model's: after the experiment's, less what its addresses and MLflow's filters cannot hold."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{experiment.name()}-{self.budget}")
 
     @property
     def model_digest(self) -> str:
