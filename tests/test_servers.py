@@ -288,7 +288,6 @@ def test_model_comes_from_the_bucket_and_is_the_one_trained(servers, pair, tmp_p
 def test_champion_is_registered_once_and_its_model_comes_from_the_bucket(servers, pair, tmp_path):
     register = """
         from pipeline.records import record
-from pipeline.tracking import summary
         from pipeline.tracking import Champion, sync_champions
         note = "a line of fifty characters, as in a model card \\n" * 120
         champion = Champion("small", record.load("custom-0"), {"status": "stand-in"}, "the only one", note)
