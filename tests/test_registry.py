@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -315,7 +316,7 @@ def server(committed, tmp_path_factory):
 
 
 def request(*images):
-    return json.dumps({"inputs": {"image": list(images)}})
+    return json.dumps({"dataframe_records": [{"image": image} for image in images]})
 
 
 @pytest.mark.slow
@@ -339,7 +340,20 @@ def test_served_model_answers_refuses_in_one_line_and_outlives_bad_requests(serv
         if number < len(bad):
             assert json.loads(text)["message"].endswith(f"\nError: {error}")
             assert "Traceback" not in text
+        assert len(text) < 500
     for refused in ("", "{", "[]", "{}", '{"inputs": {"photo": ["x"]}}'):
         assert server.ask(refused or "null")[0] == 400
     assert server.ask(request(first))[0] == 200
     assert "Traceback" not in Path(server.log.name).read_text()
+    for page in ("README.md", "docs/serving.md"):
+        answer = asked_by_curl((ROOT / page).read_text(), server.port, tmp_path_factory.mktemp("photo"))
+        assert json.loads(answer)["predictions"][0]["class"] in CLASS_NAMES
+
+
+def asked_by_curl(page, port, folder):
+    """What the example of a page answers to a photo that is too large for an argument of a command."""
+    (example,) = re.findall(r"^ {4}(\(printf .*\n +curl .*)$", page, re.MULTILINE)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1_200, 3), np.uint8)).save(folder / "photo.jpg")
+    assert (folder / "photo.jpg").stat().st_size > 200_000
+    command = example.replace(":5001", f":{port}")
+    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True).stdout

@@ -40,16 +40,16 @@ from ai_edge_litert.interpreter import Interpreter
 interpreter = Interpreter("results/{run}/export/model.tflite")
 predict = interpreter.get_signature_runner()
 probabilities = next(iter(predict(pixels=pixels).values()))[0]"""
-COMMAND = "python -m pipeline.predict photo.png --run {run}"
+COMMAND = "python -m pipeline.predict photo.jpg --run {run}"
 MLFLOW = """\
 import base64, mlflow, pandas
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
-image = base64.b64encode(open("photo.png", "rb").read()).decode()
+image = base64.b64encode(open("photo.jpg", "rb").read()).decode()
 print(model.predict(pandas.DataFrame({{"image": [image]}})))"""
 CURL = """\
 mlflow models serve -m models:/{name}@champion --env-manager local -p 5001
-curl -s localhost:5001/invocations -H 'Content-Type: application/json' \\
-  -d "{{\\"inputs\\": {{\\"image\\": [\\"$(base64 < photo.png | tr -d '\\n')\\"]}}}}\""""
+(printf '{{"dataframe_records": [{{"image": "'; base64 < photo.jpg; printf '"}}]}}') |
+  curl -s localhost:5001/invocations -H 'Content-Type: application/json' -d @-"""
 
 
 def path(recipe: str) -> Path:
