@@ -131,7 +131,7 @@ def test_recipe_and_seed_select_runs(run, recipe, seed, selected, listed, tree):
     needs = {"needs": "data/cifar10"}
     listed_runs = (("a", 0), ("a", 1), ("b", 0))
     tree["runs"] = {f"{r}-{s}": {"recipe": r, "model": "custom", "seed": s, **needs} for r, s in listed_runs}
-    tree["export"]["runs"] = {"a-0": {"max_bytes": 1}}
+    tree["export"]["runs"], tree["sweeps"] = {"a-0": {"max_bytes": 1}}, {}
     assert overrides.select_runs(tree, run, recipe, seed) == selected
     assert list(tree["runs"]) == listed
     checked = params.check(tree)
