@@ -80,7 +80,8 @@ def train(run: str, config: params.Params, machine: "Device") -> None:
                 epoch.metrics(), epoch.images_per_second, loop.digest(prepared.model), state.values
             ),
         )
-        keras_file.save(prepared.model, log.model_file)
+        with one_line_errors(run, config.runs[run].recipe):
+            keras_file.save(prepared.model, log.model_file)
     checkpoint.clear(record.CHECKPOINTS / run)
 
 
