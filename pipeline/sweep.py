@@ -101,6 +101,8 @@ def search(config: params.Params, study: "Study", driver: Driver, parallel: int)
         except BaseException as error:
             driver.stop(train.reason_of(error))
             raise
+        for path in sorted(record.RESULTS.glob("*/training.json")):  # what a store that was away lacks
+            tracking.sync_run(record.load(path.parent.name), live=True, with_model=False)
 
 
 def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Driver) -> None:

@@ -21,14 +21,15 @@ from pipeline.records import checkpoint, record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
 from pipeline.system.progress import RunsProgress
-from pipeline.tracking import store
+from pipeline.tracking import live, store
 
 ORIGIN = {"commit": "0" * 40, "dirty": False}
 
 
 @pytest.fixture
-def config(project):
-    """custom-0 for four epochs; its store is new."""
+def config(project, monkeypatch):
+    """custom-0 for four epochs; its store is new, and waited for on a busy machine."""
+    monkeypatch.setattr(live, "LAST_WAIT", 120.0)
     store.reconnect()
     tree = yaml.safe_load((project / "params.yaml").read_text())
     tree["recipes"]["custom"] |= {"epochs": 4, "flip": "random", "ema_decay": 0.9}
