@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -186,6 +187,32 @@ def test_worker_says_why_it_cannot_compute(config, project):
         worker.end()
     assert isinstance(message, Failed)
     assert "`dvc repro fetch` fetches the data" in message.reason
+
+
+@pytest.mark.slow
+def test_store_takes_the_epochs_of_many_runs_at_a_time(project, tiny_params, monkeypatch, capsys):
+    """More than MLflow's pool has connections: 64 runs left 42 that said KILLED."""
+    monkeypatch.setattr(live, "LAST_WAIT", 120.0)
+    store.reconnect()
+    tiny_params["recipes"]["custom"]["epochs"] = 2
+    tiny_params["runs"] = {f"custom-{seed}": tiny_params["runs"]["custom-0"] | {"seed": seed} for seed in range(40)}
+    tiny_params["export"]["runs"] = {}
+    many = params.check(tiny_params)
+    engine = Scripted(*([1, 2, Finished(b"model")] for _ in many.runs))
+    driver = Driver(engine, RunsProgress(), ORIGIN)
+
+    def train_one(run):
+        with locked(run):
+            driver.train(run, many)
+
+    with ThreadPoolExecutor(len(many.runs)) as threads:
+        list(threads.map(train_one, many.runs))
+    client = store.client()
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.status for run in found] == ["FINISHED"] * 40
+    for run in found:
+        assert [it.step for it in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    assert "MLflow could not" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ class _Pause:
 
 
 _pause = _Pause(FIRST_PAUSE)
-_opening = threading.Lock()  # MLflow makes a store's tables in one thread at a time
+# One thread at a time: a SQLite file has one writer, MLflow's pool has 15 connections, and its tables are made once.
+_using = threading.RLock()
 
 
 def attempt(what: str, action: Callable[[], T]) -> T | None:
@@ -51,25 +52,25 @@ def attempt(what: str, action: Callable[[], T]) -> T | None:
     After a failure the store is left alone for a while, longer each time: a server that hangs costs a training run of
     hours some minutes, not seconds of each epoch.
     """
-    if time.monotonic() < _pause.until:
-        return None
-    doing = "open its store"
-    try:
-        with _opening:
+    with _using:
+        if time.monotonic() < _pause.until:
+            return None
+        doing = "open its store"
+        try:
             client()
-        doing = what
-        result = _without_conflicts(action)
-        _pause.seconds = FIRST_PAUSE
-        return result
-    except failures() as error:
-        _pause.until, _pause.seconds = time.monotonic() + _pause.seconds, min(2 * _pause.seconds, LONGEST_PAUSE)
-        print(
-            f"warning: MLflow could not {doing} at {address.shown()} "
-            f"({type(error).__name__}: {shortened(address.without_secrets(str(error)))}). "
-            f"The record on disk is complete; {address.completed_later()}.",
-            file=sys.stderr,
-        )
-        return None
+            doing = what
+            result = _without_conflicts(action)
+            _pause.seconds = FIRST_PAUSE
+            return result
+        except failures() as error:
+            _pause.until, _pause.seconds = time.monotonic() + _pause.seconds, min(2 * _pause.seconds, LONGEST_PAUSE)
+            print(
+                f"warning: MLflow could not {doing} at {address.shown()} "
+                f"({type(error).__name__}: {shortened(address.without_secrets(str(error)))}). "
+                f"The record on disk is complete; {address.completed_later()}.",
+                file=sys.stderr,
+            )
+            return None
 
 
 def _without_conflicts(action: Callable[[], T]) -> T:
