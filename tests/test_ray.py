@@ -264,6 +264,27 @@ def test_cluster_that_cannot_be_reached_is_one_line_in_seconds(cluster, small, c
     assert time.monotonic() - began < 30  # seconds on an idle machine
 
 
+def test_without_a_cluster_ray_runs_here_behind_a_token(environment, small):
+    code = "import os, sys; sys.argv = ['', 'ray', 'custom-0']\n" + DRIVE.replace(
+        "        driver = Driver(",
+        "        import ray, subprocess\n"
+        "        address = ray.get_runtime_context().gcs_address\n"
+        "        bare = {key: it for key, it in os.environ.items() if not key.startswith('RAY_AUTH')}\n"
+        "        asked = [sys.executable, '-m', 'ray.scripts.scripts', 'health-check', '--address', address]\n"
+        "        answer = subprocess.run(asked, env=bare, capture_output=True, text=True)\n"
+        "        print('STRANGER', answer.returncode, 'InvalidAuthToken' in answer.stderr)\n"
+        "        driver = Driver(",
+    )
+    ours = {"MLFLOW_TRACKING_URI": f"sqlite:///{small}/mlflow.db", "PYTHONPATH": str(ROOT)}
+    ours |= {"XDG_CACHE_HOME": str(small / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=small, env=environment | ours, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "STRANGER 1 True" in done.stdout
+    check_store(["custom-0"])
+
+
 def test_node_that_is_killed_costs_the_epoch_in_flight(cluster, small, undisturbed):
     """The last test: it leaves one node."""
     with driving(small, cluster.environment, "ray", "custom-0", "custom-1") as process:

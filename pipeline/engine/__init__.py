@@ -6,6 +6,8 @@ records their epochs. Workers read the data and nothing else, and reach neither 
 
 import argparse
 import contextlib
+import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -156,6 +158,9 @@ def opened(name: str, parallel: int | None) -> Iterator[Engine]:
     """
     engine: Engine
     if name == "ray":
+        if not os.environ.get("RAY_ADDRESS"):
+            # A Ray of our own listens on all interfaces. It reads these when it is imported.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         from pipeline.engine.cluster import RayEngine
 
         engine = RayEngine(parallel)

@@ -54,9 +54,10 @@ class RayEngine:
             _check(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         handler = signal.getsignal(signal.SIGTERM)
+        own = {"include_dashboard": False} if address == "local" else {}
         environment = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
         try:
-            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR", **own)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise PipelineError(f"RAY_ADDRESS={address}: {shortened(str(error))}") from None
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends with another status
