@@ -6,7 +6,6 @@ The same command resumes what was interrupted: trials that ran are tried again, 
 import argparse
 import contextlib
 import sys
-import warnings
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from pipeline import engine, tracking, train
 from pipeline.config import new_recipe, params, sweeps
 from pipeline.engine.driver import Driver, locked
 from pipeline.records import checkpoint, record
+from pipeline.report.trials import plots, table
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.progress import RunsProgress
@@ -22,12 +22,10 @@ from pipeline.tracking import pending
 from pipeline.workspace import reproduce
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from optuna.trial import Trial
 
     from pipeline.engine.study import Study
 
-SHOWN = 10  # trials in the table
 SEEDS = 3  # that the advice names
 
 
@@ -133,40 +131,6 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
         else:
             study.tell(trial, TrialState.COMPLETE, log.history[-1]["val_accuracy"])
         checkpoint.clear(record.CHECKPOINTS / run)
-
-
-def table(study: "Study") -> str:
-    """The best trials, then those that did not finish, a line each."""
-    from optuna.trial import TrialState
-
-    rows = []
-    for trial in study.best()[:SHOWN]:
-        values = "  ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in trial.params.items()
-        )
-        rows.append(f"trial {trial.number:>3}  val_accuracy {trial.value:.4f}  {values}")
-    for trial in study.trials(TrialState.PRUNED, TrialState.FAIL):
-        rows.append(f"trial {trial.number:>3}  {trial.state.name.lower()}: {trial.user_attrs.get('reason', '')}")
-    return "\n".join(rows)
-
-
-def plots(study: "Study") -> dict[str, "Figure | None"]:
-    """Optuna's importances and parallel coordinates, by file name; empty as long as there is nothing to see."""
-    if len(study.best()) < 2:
-        return {}
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from optuna.visualization import matplotlib as drawn
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that these plots are experimental
-        axes = {
-            "importances.png": drawn.plot_param_importances(study.optuna),
-            "parallel_coordinates.png": drawn.plot_parallel_coordinate(study.optuna),
-        }
-    return {name: it.get_figure(root=True) for name, it in axes.items()}
 
 
 if __name__ == "__main__":

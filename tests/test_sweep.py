@@ -17,6 +17,7 @@ from pipeline.config import new_recipe, params, sweeps
 from pipeline.engine import EngineError
 from pipeline.engine.study import Study
 from pipeline.records import record
+from pipeline.report import trials
 from pipeline.system.command import PipelineError
 from pipeline.tracking import store
 
@@ -171,15 +172,15 @@ class TestSearch:
         assert rates == sorted(rates)
         assert all(0.001 <= rate <= 0.1 for rate in rates)
         assert len(set(rates)) == 6
-        assert sweep.table(study).splitlines()[0].startswith(f"trial {study.best()[0].number:>3}  val_accuracy 0.")
-        assert set(sweep.plots(study)) == {"importances.png", "parallel_coordinates.png"}
+        assert trials.table(study).splitlines()[0].startswith(f"trial {study.best()[0].number:>3}  val_accuracy 0.")
+        assert set(trials.plots(study)) == {"importances.png", "parallel_coordinates.png"}
         assert study.unfinished() == 0
 
     def test_trial_that_fails_is_noted_and_ends_nothing(self, config):
         study = Study(config, "rate")
         sweep.search(config, study, FakeDriver({1: PipelineError("rate-trial-1: the loss is nan")}), 2)
         assert sorted(states(study)) == ["COMPLETE"] * 5 + ["FAIL"]
-        assert "trial   1  fail: rate-trial-1: the loss is nan" in sweep.table(study)
+        assert "trial   1  fail: rate-trial-1: the loss is nan" in trials.table(study)
 
     def test_trial_that_lags_behind_is_pruned(self, config):
         rated = config.sweeps["rate"].model_copy(update={"pruner": "median", "trials": 30})
@@ -187,7 +188,7 @@ class TestSearch:
         sweep.search(config, study, FakeDriver(), 1)
         assert states(study)[:5] == ["COMPLETE"] * 5  # the pruner knows nothing yet
         assert "PRUNED" in states(study)
-        assert "pruned: pruned after epoch 1 by the median pruner" in sweep.table(study)
+        assert "pruned: pruned after epoch 1 by the median pruner" in trials.table(study)
 
     def test_interrupted_sweep_tries_the_same_trial_again(self, config):
         study = Study(config, "rate")
@@ -278,7 +279,7 @@ def test_parent_run_is_finished_with_the_sweep_and_never_running(config):
     sweep.search(config, study, FakeDriver(), 1)
     tracking.end_sweep("rate-1", False, "table", {}, None)
     assert parent().info.status == "SCHEDULED"
-    tracking.end_sweep("rate-1", True, "table", sweep.plots(study), 0.5)
+    tracking.end_sweep("rate-1", True, "table", trials.plots(study), 0.5)
     assert parent().info.status == "FINISHED"
     assert parent().data.metrics == {"val_accuracy": 0.5}
     files = {file.path for file in client.list_artifacts(parent().info.run_id)}
