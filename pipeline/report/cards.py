@@ -32,17 +32,20 @@ LICENCE = (
 KERAS = """\
 import keras
 import numpy as np
+
 model = keras.saving.load_model("results/{run}/model.keras")
 pixels = np.zeros((1, 32, 32, 3), np.uint8)  # RGB
 probabilities = model.predict(pixels)[0]"""
 LITERT = """\
 from ai_edge_litert.interpreter import Interpreter
+
 interpreter = Interpreter("results/{run}/export/model.tflite")
 predict = interpreter.get_signature_runner()
 probabilities = next(iter(predict(pixels=pixels).values()))[0]"""
 COMMAND = "python -m pipeline.predict photo.jpg --run {run}"
 MLFLOW = """\
 import base64, mlflow, pandas
+
 model = mlflow.pyfunc.load_model("models:/{name}@champion")
 image = base64.b64encode(open("photo.jpg", "rb").read()).decode()
 print(model.predict(pandas.DataFrame({{"image": [image]}})))"""
