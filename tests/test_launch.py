@@ -1,6 +1,7 @@
 """Runs side by side leave what `dvc repro` leaves; what ends one of them, or all, costs no other and no epoch."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_launch_leaves_what_dvc_repro_leaves_whatever_happens_to_it(environment,
 
     tree["recipes"]["wild"]["learning_rate"] = 0.01
     (clone / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    sh(" ".join(command), clone, environment)
+    sh(shlex.join(command), clone, environment)
     assert changed(clone, environment) == {"sync"}
     before = {path: path.read_bytes() for path in (clone / "results").rglob("*.*")} | {"": lock(clone)}
     assert "pipeline.train" not in sh("dvc repro", clone, environment)

@@ -139,7 +139,7 @@ def test_new_model_is_one_file_a_recipe_and_a_run(clone, environment, tmp_path):
     )
     tree = params.parse(fresh / "params.yaml")
     tree["recipes"]["tiny"] = tree["recipes"]["custom"] | {"model": "tiny"}
-    tree["runs"]["tiny-0"] = {"recipe": "tiny", "model": "tiny", "seed": 0}
+    tree["runs"]["tiny-0"] = {"recipe": "tiny", "model": "tiny", "seed": 0, "needs": "data/cifar10"}
     tree["export"]["runs"]["tiny-0"] = {"max_bytes": 10_000}
     (fresh / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     said = sh("dvc repro", fresh, environment)

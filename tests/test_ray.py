@@ -5,8 +5,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +28,7 @@ if not os.environ.get("CI"):
 
 PORT = 6379 + os.getpid() % 1000
 HEAD, OTHER, STRANGE = "127.0.0.2", "127.0.0.3", "127.0.0.4"  # 127.0.0.1 becomes the machine's outer address
+START_SECONDS = 90.0  # for a node to join
 EPOCHS = 4
 RUNS = ["custom-0", "custom-1", "custom-2"]
 DRIVE = """
@@ -46,6 +50,14 @@ command.run(main)
 """
 
 
+@cache
+def python() -> str:
+    """This Python, by a path without a space: Ray does not start its processes from one that has any."""
+    link = Path(tempfile.mkdtemp(prefix="python-")) / "environment"
+    link.symlink_to(sys.prefix)
+    return str(link / "bin" / Path(sys.executable).name)
+
+
 class Cluster:
     """Nodes on this machine, each on one core and with a cache of its own."""
 
@@ -65,7 +77,7 @@ class Cluster:
             : 3 if where[1:] else 2
         ]
         command = [
-            sys.executable,
+            python(),
             "-m",
             "ray.scripts.scripts",
             "start",
@@ -83,10 +95,13 @@ class Cluster:
             start_new_session=True,
             preexec_fn=lambda: os.sched_setaffinity(0, [core]),
         )
+        late = threading.Timer(START_SECONDS, self.nodes[address].kill)
+        late.start()
         said = []
         for line in self.nodes[address].stdout:
             said.append(line)
             if "Ray runtime started" in line:
+                late.cancel()
                 return
         raise AssertionError("".join(said))
 
@@ -145,7 +160,7 @@ def driving(folder, environment, *arguments):
     """The driver's process; ended afterwards."""
     ours = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVE, *arguments],
+        [python(), "-c", DRIVE, *arguments],
         cwd=folder,
         env=environment | ours,
         stdout=subprocess.PIPE,
@@ -181,7 +196,7 @@ def undisturbed(environment, tmp_path_factory):
     core = sorted(os.sched_getaffinity(0))[:1]
     code = f"import os; os.sched_setaffinity(0, {core}){DRIVE}"
     ours = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, "local", "custom-0"], cwd=folder, env=environment | ours, check=True)
+    subprocess.run([python(), "-c", code, "local", "custom-0"], cwd=folder, env=environment | ours, check=True)
     return left(folder)
 
 
@@ -277,12 +292,21 @@ def test_without_a_cluster_ray_runs_here_behind_a_token(environment, small):
     )
     ours = {"MLFLOW_TRACKING_URI": f"sqlite:///{small}/mlflow.db", "PYTHONPATH": str(ROOT)}
     ours |= {"XDG_CACHE_HOME": str(small / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=small, env=environment | ours, capture_output=True, text=True
-    )
+    done = subprocess.run([python(), "-c", code], cwd=small, env=environment | ours, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "STRANGER 1 True" in done.stdout
     check_store(["custom-0"])
+
+
+def test_ray_of_ones_own_in_a_folder_with_a_space_is_refused_in_one_line(environment, small):
+    ours = {"MLFLOW_TRACKING_URI": f"sqlite:///{small}/mlflow.db", "PYTHONPATH": str(ROOT)}
+    (small / "my project").symlink_to(sys.prefix)
+    there = str(small / "my project/bin" / Path(sys.executable).name)
+    asked = [there, "-c", DRIVE, "ray", "custom-0"]
+    done = subprocess.run(asked, cwd=small, env=environment | ours, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: --engine ray: Ray cannot start from a folder whose path has a space: {there}; move")
 
 
 def test_node_that_is_killed_costs_the_epoch_in_flight(cluster, small, undisturbed):

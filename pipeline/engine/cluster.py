@@ -52,6 +52,11 @@ class RayEngine:
         address = os.environ.get("RAY_ADDRESS") or "local"
         if address != "local":
             _check(address)
+        elif " " in sys.executable:
+            raise PipelineError(
+                f"--engine ray: Ray cannot start from a folder whose path has a space: {sys.executable}; move the "
+                "repository and run `make setup`, or let RAY_ADDRESS name a cluster"
+            )
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         handler = signal.getsignal(signal.SIGTERM)
         own = {"include_dashboard": False} if address == "local" else {}
