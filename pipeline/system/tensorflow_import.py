@@ -1,6 +1,7 @@
 """TensorFlow, imported without the notes that it prints whatever its log level is."""
 
 import os
+import platform
 import re
 
 from pipeline.system import stderr
@@ -14,6 +15,10 @@ def import_tensorflow() -> None:
     Its notes are written to file descriptor 2 before logging is set up. What else is written meanwhile is passed on.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if platform.machine() in ("x86_64", "AMD64"):
+        # By default on only where a processor has 8-bit or bfloat16 instructions; those with AVX2 alone train three
+        # times as fast with it.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with stderr.filtered(lambda line: bool(_NOTE.match(line))):
         import tensorflow
 
