@@ -74,6 +74,12 @@ def test_compiled_chains_give_the_bits_of_tensorflows_kernels(dtype):
     assert np.array_equal(bits(layers._masked(x, octets, 77)), bits(layers._masked.__wrapped__(x, octets, 77)))
 
 
+def test_compiled_chains_of_many_shapes_bring_no_warning(caplog):
+    """TensorFlow warns of a function that is traced for five of six calls, as any model with five shapes does."""
+    assert [layers._sum(ones, ones).shape for ones in map(tf.ones, range(1, 10))] == [(size,) for size in range(1, 10)]
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(
     ("fast", "stock"),

@@ -14,11 +14,17 @@ import tensorflow as tf
 
 def elementwise(function: Callable) -> Callable:
     """Compiles a function of tensors if this machine trains on a CPU; other arguments are constants of the graph."""
-    compiled = tf.function(function, jit_compile=True)
+
+    @cache  # a concrete function each: of one that is traced for many shapes, TensorFlow warns
+    def compiled(*kinds: Any) -> Callable:
+        return tf.function(function, jit_compile=True).get_concrete_function(*kinds)
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
-        return compiled(*arguments) if compiles() else function(*arguments)
+        if not compiles():
+            return function(*arguments)
+        kinds = [tf.TensorSpec(it.shape, it.dtype) if tf.is_tensor(it) else it for it in arguments]
+        return compiled(*kinds)(*filter(tf.is_tensor, arguments))
 
     return call
 
