@@ -88,7 +88,7 @@ def test_limits_are_kept_and_test_accuracy_is_no_limit():
 def test_best_single_run_stands_in_while_no_recipe_has_enough_seeds():
     found = chosen(a=recipe(0.85, seeds=2), b=recipe(0.855, seeds=1), big=recipe(0.99, parameters=101))
     assert (found["status"], found["recipe"], found["run"]) == ("stand-in", "a", "a-1")
-    assert "waiting for a recipe with 3 seeds" in found["note"]
+    assert "no recipe within these limits has 3 seeds yet" in found["note"]
     assert "0.50 points lower than that of a-1" in found["others"]["b"]
 
 

@@ -73,8 +73,8 @@ def _of(
         }
         result |= {"status": "stand-in", "recipe": name, "run": single[name]["run"]}
         result["note"] = (
-            f"the rule is waiting for a recipe with {rule.min_seeds} seeds; "
-            "until then the best single run by validation accuracy stands in"
+            f"no recipe within these limits has {rule.min_seeds} seeds yet; "
+            "until one has, the best single run by validation accuracy stands in"
         )
     else:
         result["note"] = "no recipe is within the limits"

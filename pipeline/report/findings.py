@@ -85,15 +85,19 @@ def answer(comparison: dict[str, Any], budget: str) -> list[str]:
         return [f"Within {limits}: {champion['note']}."]
     published = {row["recipe"]: row for row in comparison["against_published"] if row["published"] == budget}
     rival = best_other(comparison, champion)
+    ahead = f"; it {beats(published[name]['interval'])}" if name in published else ""
     if rival is None:
-        ahead = f"; it {beats([published[name]])}" if name in published else ""
         return [f"Within {limits}, take {champion['run']}: its recipe is the only one there{ahead}."]
     pair = pair_of(comparison, name, rival)
     ours, theirs = sides(pair, name)
     taken = name if pair["of"] == "recipes" else champion["run"]
+    measured = {run["run"]: run for run in comparison["runs"]} | comparison["recipes"]
     clause = verdict(pair, "it" if ours == taken else ours, f"{theirs}, the best of the others,", first=name)
-    ahead = f"; both {beats([published[name], published[rival]])}" if {name, rival} <= set(published) else ""
-    sentences = [f"Within {limits}, take {taken}: {clause.rstrip(',')}{ahead}.", certainty(pair)]
+    sentences = [
+        f"Within {limits}, take {taken}, with {tables.cell(measured[taken], 'test_accuracy')} % test accuracy: "
+        f"{clause.rstrip(',')}{ahead}.",
+        certainty(pair),
+    ]
     if " worse " in clause:
         sentences.append("The choice is by validation accuracy and number of seeds, as always.")
     return sentences
@@ -137,27 +141,22 @@ def verdict(pair: dict[str, Any], ours: str, theirs: str, first: str) -> str:
 
 def certainty(pair: dict[str, Any]) -> str:
     """Whether a pair's verdict is certain, and of what."""
-    is_told_apart = pair["verdict"] != "not told apart"
+    significant = "significant" if pair["verdict"] != "not told apart" else "not significant"
     if pair["of"] == "recipes":
-        return "This is certain at the 95 % level." if is_told_apart else "So which is better is not certain."
-    here = "This is certain at the 95 % level for" if is_told_apart else "It is not certain even of"
+        return f"The range is a 95 % interval over seeds and images; the difference is {significant}."
     return (
-        f"{here} these two trained networks; whether their recipes differ is open, since a recipe with one seed may do "
-        "better or worse with another."
+        "The range is a 95 % interval over images; the difference between these two trained networks is "
+        f"{significant}. Whether their recipes differ is open: a recipe with one seed may do better or worse with "
+        "another."
     )
 
 
-def beats(rows: list[dict[str, Any]]) -> str:
-    """How far recipes are ahead of a published result, at the least; `rows` of against_published."""
-    # Rounded down: at least so much.
-    low = math.floor(1000 * min(row["interval"][0] for row in rows) + 1e-9) / 10
-    is_one = len(rows) == 1
+def beats(limits: list[float]) -> str:
+    """How far a recipe is ahead of a published result, at the least, by the interval of the difference."""
+    low = math.floor(1000 * limits[0] + 1e-9) / 10  # rounded down: at least so much
     if low > 0:
-        return f"{'beats' if is_one else 'beat'} the published network by at least {low:.1f} points"
-    verb = "is" if is_one else "are"
-    if all(row["interval"][1] < 0 for row in rows):
-        return f"{verb} worse than the published network"
-    return f"{verb} not certain to beat the published network"
+        return f"beats the published network by at least {low:.1f} points"
+    return f"is {'worse than' if limits[1] < 0 else 'not certain to beat'} the published network"
 
 
 def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
@@ -169,6 +168,17 @@ def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
         *(f"* published, not measured here; accuracy on {images}." for images in measured_on),
         *([] if comparison["comparable"] else [f"{NOT_COMPARABLE}."]),
     ]
+
+
+def status_notes(comparison: dict[str, Any]) -> list[str]:
+    """What champion and stand-in mean, where there is one."""
+    statuses = {champion["status"]: champion for champion in comparison["champions"].values()}
+    notes = {
+        "champion": "champion: the model to take within that budget, chosen by validation accuracy.",
+        "stand-in": "stand-in: the best single run by validation accuracy, taken until a recipe within that budget has "
+        "{min_seeds} seeds.",
+    }
+    return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]
 
 
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
@@ -244,8 +254,8 @@ def export_notes(comparison: dict[str, Any]) -> list[str]:
         asked = published["int8_accuracy_to_reach"]
         notes.append(
             f"* published, trained for {published['epochs']} epochs: {published['parameters']:,} parameters, "
-            f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark asks for {100 * asked:g} % of an "
-            f"int8 file. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
+            f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark requires {100 * asked:g} % of "
+            f"an int8 file. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
         )
     return file_notes(exports) + notes
 
@@ -260,8 +270,19 @@ def file_notes(exports: dict[str, Any]) -> list[str]:
         "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
         f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
         *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
-        *(violations or ["Each int8 file keeps its limits of size and of validation accuracy."]),
+        *_slower(exports),
+        *(violations or ["Every int8 file is within the limits that params.yaml sets for its size and its accuracy."]),
     ]
+
+
+def _slower(exports: dict[str, Any]) -> list[str]:
+    """Which int8 files take longer than the float32 ones."""
+    slower = [
+        f"{recipe} ({tables.cell(row['int8'], 'latency_ms')} and {tables.cell(row['float32'], 'latency_ms')} ms)"
+        for recipe, row in exports.items()
+        if row["int8"] and row["int8"]["latency_ms"] > row["float32"]["latency_ms"]
+    ]
+    return [f"On this processor, int8 is slower than float32 for {', '.join(slower)}."] if slower else []
 
 
 def _machines(exports: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ HOW = """\
 - The validation images are held out of the training images, equally many of each class; choices are made on them. The
   test images are read only after training, by `evaluate` and `export`; no model is selected by them. The published work
   used them as its validation split, so its choices may have been influenced by them.
-- Flip-averaged: the mean of the probabilities of a test image and of its mirror image. No budget counts it.
+- Flip-averaged: the mean of the probabilities of a test image and of its mirror image. Budgets are checked without it.
 - Parameters include the moving statistics of batch normalization; multiply-adds are those of convolutions and dense
   layers, for one image.
 - Training minutes: the number of epochs times the median epoch, which discounts hours in which the machine was busy.
@@ -49,8 +49,8 @@ def page(comparison: dict[str, Any]) -> str:
         "\n".join(f"- {row['run']}: {' '.join([row['source'], *row['notes']])}" for row in comparison["published"]),
         f"## {tables.title('Calibration error and recall of each class', comparison)}",
         table(tables.descriptions(comparison)),
-        "A description of the test images, without verdicts: means over seeds with 95 % intervals over images and, "
-        "with two seeds or more, over seeds.",
+        "On the test images: means over seeds, with 95 % intervals over images and, with two seeds or more, seeds. "
+        "Differences are not tested for significance.",
         "## How it was measured",
         HOW,
         table(tables.runs(comparison)),

@@ -66,14 +66,18 @@ def page(
         comparison=comparison,
         answers=[findings.answer(comparison, budget) for budget in budgets],
         details=findings.budgets(comparison),
-        columns=content.COLUMNS,
+        columns=content.columns(comparison),
+        recipes=content.recipes(comparison),
+        networks=content.networks(comparison),
         rows=content.rows(comparison, intervals),
         bar_limits=content.bar_limits(comparison, intervals),
         exports=tables.exports(comparison),
         export_notes=findings.export_notes(comparison),
         are_numbers=tables.are_numbers,
         notes=findings.accuracy_notes(comparison) + findings.cost_notes(comparison),
-        budget_notes=findings.budget_notes(comparison),
+        budget_notes=findings.status_notes(comparison) + [f"{note}." for note in findings.budget_notes(comparison)],
+        pair_notes=findings.pair_notes(comparison),
+        has_bands=any(row["seeds"] > 1 for row in comparison["recipes"].values()),
         examples=images.examples(split) if split else [],
         models=embedded,
         left_out=left_out,
@@ -87,6 +91,7 @@ def page(
         script=_script,
         scripts=SCRIPTS,
         text=_text,
+        with_code=_with_code,
     ).encode()
 
 

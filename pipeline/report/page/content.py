@@ -1,6 +1,8 @@
 """What the page shows: the comparison's numbers, arranged for its table, charts and pair view."""
 
+import ast
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from pipeline.report import findings, statistics, tables
 from pipeline.report.page.images import disagreements
 from pipeline.training.cifar10 import CLASS_NAMES
 
+MODELS = Path(__file__).parents[2] / "models"
 Comparison = dict[str, Any]
 Histories = dict[str, list[dict[str, float]]]
 COLUMNS = {
     key: name.replace("-\n", "-").replace("\n", " ").strip() for key, name in {**tables.ACCURACY, **tables.COST}.items()
-}
+} | {"training_minutes": "training minutes", "images_per_second": "training images/s"}
 COSTS = {  # of a recipe: label, unit
     "parameters": ("parameters", "parameters"),
     "multiply_adds": ("multiply-adds for one image", "multiply-adds"),
@@ -25,8 +28,10 @@ COSTS = {  # of a recipe: label, unit
 }
 FILE_COSTS = {  # of an exported file: label, unit
     "bytes": ("bytes of the {kind} file", "bytes"),
+    "arena_bytes": ("arena bytes, {kind} file", "bytes"),
     "latency_ms": ("ms for one image, {kind} file", "ms"),
 }
+DEVICE_COSTS = {"training_minutes", "latency_ms"}  # comparable on one device only
 METRICS = {  # columns of a history: label, unit, scale
     "val_accuracy": ("validation accuracy", "%", 100),
     "accuracy": ("training accuracy", "%", 100),
@@ -54,28 +59,67 @@ def accuracy_intervals(comparison: Comparison, predictions: dict[str, Prediction
     return intervals
 
 
+def columns(comparison: Comparison) -> dict[str, str]:
+    """The columns of the table that have a value, by key."""
+    shown = [*comparison["published"], *comparison["recipes"].values()]
+    return {key: name for key, name in COLUMNS.items() if any(row.get(key) is not None for row in shown)}
+
+
 def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """The rows of the table: name, kind, badges, one cell a column, one result a budget."""
+    """The rows of the table, the best recipe first: name, kind, badges, one cell a column, one result a budget."""
+    shown = columns(comparison)
     marks: dict[str, list[str]] = {}
     for budget, champion in comparison["champions"].items():
         if champion["recipe"]:
             marks.setdefault(champion["recipe"], []).append(f"{champion['status']}: {budget}")
     published = {row["run"]: ("published", row, None) for row in comparison["published"]}
-    recipes = {recipe: ("recipe", row, intervals[recipe]) for recipe, row in comparison["recipes"].items()}
+    best_first = sorted(comparison["recipes"].items(), key=lambda item: -item[1]["test_accuracy"])
+    recipes = {recipe: ("recipe", row, intervals[recipe]) for recipe, row in best_first}
     return [
         {
             "name": name,
             "kind": kind,
             "marks": marks.get(name, []),
-            "cells": [{"key": key, "text": tables.cell(row, key), "value": row.get(key)} for key in COLUMNS],
+            "cells": [{"key": key, "text": tables.cell(row, key), "value": row.get(key)} for key in shown],
             "interval": interval,
             "budgets": [
                 results[name] | {"budget": budget} if name in results else None
                 for budget, results in comparison["budgets"].items()
             ],
         }
-        for name, (kind, row, interval) in (published | recipes).items()
+        for name, (kind, row, interval) in (recipes | published).items()
     ]
+
+
+def recipes(comparison: Comparison) -> tables.Rows:
+    """What each recipe trains, and how."""
+    names = {recipe: dict(given) for recipe, given in comparison["recipe_params"].items()}
+    return [["recipe", "network", "optimizer", "regularization", "augmentation", "teacher"]] + [
+        [
+            recipe,
+            given["model"],
+            f"{given['optimizer']}, learning rate {given['learning_rate']:g}, {given['schedule']}, batches of "
+            f"{given['batch_size']}",
+            _named(given, weight_decay="weight decay", label_smoothing="label smoothing", ema_decay="EMA"),
+            _named(given, flip="flip", crop_pixels="shift by up to", augment_policy="policy"),
+            given["teacher"],
+        ]
+        for recipe, given in names.items()
+    ]
+
+
+def _named(given: dict[str, Any], **names: str) -> str:
+    """The values of a recipe that are not off, each with its name."""
+    on = [f"{name} {given[key]}" for key, name in names.items() if given[key] not in (0, "none")]
+    return ", ".join(on) or "none"
+
+
+def networks(comparison: Comparison) -> dict[str, str]:
+    """What each network's file in pipeline/models says of it, by model."""
+    models = dict.fromkeys(given["model"] for given in comparison["recipe_params"].values())
+    sources = {model: (MODELS / f"{model}.py").read_text(encoding="utf-8") for model in models}
+    docstrings = {model: ast.get_docstring(ast.parse(source)) for model, source in sources.items()}
+    return {model: " ".join(text.split()) for model, text in docstrings.items() if text}
 
 
 def bar_limits(comparison: Comparison, intervals: dict[str, list[float]]) -> tuple[int, int]:
@@ -96,8 +140,12 @@ def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[d
     as_models = {name: ("published", row | row["float32"]) for name, row in references.items()}
     axes = [_axis(key, *COSTS[key], key, published | as_models | recipes) for key in COSTS]
     for kind in exports.FILES:
-        files = {name: ("published", row[kind]) for name, row in references.items() if row[kind]}
-        files |= {recipe: ("recipe", row[kind]) for recipe, row in comparison["exports"].items() if row[kind]}
+        files = {name: ("published", row | row[kind]) for name, row in references.items() if row[kind]}
+        files |= {
+            recipe: ("recipe", {"epochs": comparison["recipes"][recipe]["epochs"]} | row[kind])
+            for recipe, row in comparison["exports"].items()
+            if row[kind]
+        }
         for key, (label, unit) in FILE_COSTS.items():
             axes.append(_axis(f"{kind}_{key}", label.format(kind=kind), unit, key, files))
     return [axis for axis in axes if axis["points"]]
@@ -117,7 +165,8 @@ def _axis(name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str,
         if row.get(key)
     ]
     points.sort(key=lambda point: (point["cost"], -point["accuracy"]))
-    return {"key": name, "label": label, "unit": unit, "points": points, "front": front(points)}
+    ours = [point for point in points if point["kind"] == "recipe" or key not in DEVICE_COSTS]
+    return {"key": name, "label": label, "unit": unit, "points": points, "front": front(ours)}
 
 
 def front(points: list[dict[str, Any]]) -> list[str]:
@@ -159,7 +208,8 @@ def pairs(comparison: Comparison, predictions: dict[str, Predictions], budget: s
         ours, theirs = findings.sides(pair, first)
         clause = findings.verdict(pair, ours, theirs, first)
         sentences = [f"{clause}.", findings.certainty(pair), pair["note"] and f"{pair['note']}."]
-        details = f"Adjusted p {tables.p(pair['p_adjusted'])}."
+        p = tables.p(pair["p_adjusted"])
+        details = f"Adjusted p {p.replace('<', '< ') if '<' in p else f'= {p}'}."
         verdicts.append({"recipes": pair["recipes"], "text": " ".join(filter(None, [*sentences, details]))})
     recalls = {
         recipe: [described[name] for name in CLASS_NAMES] for recipe, described in comparison["descriptions"].items()

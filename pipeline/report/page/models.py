@@ -28,9 +28,9 @@ def embedded(comparison: dict[str, Any]) -> tuple[list[Model], list[str]]:
     for recipe in sorted(comparison["exports"], key=lambda name: -recipes[name]["val_accuracy"]):
         run, size = comparison["exports"][recipe]["run"], comparison["exports"][recipe]["float32"]["bytes"]
         if size > MAX_BYTES:
-            left_out.append(f"{recipe} ({size:,} bytes; at most {MAX_BYTES:,} a file)")
+            left_out.append(f"{recipe} ({size:,} bytes; limit {MAX_BYTES:,} per file)")
         elif total + size > MAX_TOTAL:
-            left_out.append(f"{recipe} (at most {MAX_TOTAL:,} bytes in all)")
+            left_out.append(f"{recipe} (limit {MAX_TOTAL:,} bytes in all)")
         else:
             total += size
             models.append(Model(recipe, run, _read(run, comparison["exports"][recipe]["float32"]["sha256"])))

@@ -108,7 +108,10 @@
         axes: [axis("epoch", { incrs: [1, 2, 5, 10, 20, 50, 100, 200] }), axis(unit ? `${label}, ${unit}` : label, { size: 52 })],
         series,
         bands,
-        hooks: { setCursor: [(drawn) => plot && readOut(drawn.cursor.idx ?? null)] },
+        hooks: {
+          setCursor: [(drawn) => plot && readOut(drawn.cursor.idx ?? null)],
+          setScale: [(drawn) => (byId("curve-reset").disabled = isWhole(drawn))],
+        },
       },
       data,
       holder,
@@ -116,8 +119,18 @@
     readOut(null);
   });
 
+  function isWhole({ data, scales }) {
+    const [first, last] = [data[0][0], data[0].at(-1)];
+    const [low, high] = heights();
+    return scales.x.min <= first && scales.x.max >= last && scales.y.min <= low && scales.y.max >= high;
+  }
+
   function showAll() {
     plot.setData(plot.data);
+  }
+
+  function setEpoch(index) {
+    plot.setCursor({ left: plot.valToPos(plot.data[0][index], "x"), top: plot.over.clientHeight / 2 });
   }
 
   function zoom(factor) {
@@ -125,13 +138,15 @@
     const middle = plot.cursor.idx === null ? (min + max) / 2 : plot.data[0][plot.cursor.idx];
     const [first, last] = [plot.data[0][0], plot.data[0].at(-1)];
     const half = Math.max(1, ((max - min) / 2) * factor);
+    const index = plot.cursor.idx;
     plot.setScale("x", { min: Math.max(first, middle - half), max: Math.min(last, middle + half) });
+    if (index !== null) queueMicrotask(() => setEpoch(index)); // it is elsewhere once uPlot has set the scale
   }
 
   function move(step) {
     const epochs = plot.data[0];
     const index = Math.max(0, Math.min(epochs.length - 1, (plot.cursor.idx ?? (step > 0 ? -1 : epochs.length)) + step));
-    plot.setCursor({ left: plot.valToPos(epochs[index], "x"), top: plot.over.clientHeight / 2 });
+    setEpoch(index);
     byId("curve-spoken").textContent = readOut(index);
   }
 

@@ -19,6 +19,7 @@
   function showClasses(names) {
     const both = names.map((name) => recalls[name]);
     const limits = [Math.min(...both.flat().map((it) => it[1])), Math.max(...both.flat().map((it) => it[2]))];
+    byId("pair-scale").textContent = `${percent(limits[0], 1)} to ${percent(limits[1], 1)}`;
     byId("pair-classes").tHead.rows[0].replaceChildren(
       element("th", { scope: "col" }, "class"),
       ...names.map((name) => element("th", { scope: "col", class: "number" }, `${name}, %`)),
@@ -56,7 +57,7 @@
       .filter(({ it }) => it.predicted[right] === it.label && it.predicted[wrong] !== it.label)
       .toSorted((a, b) => b.it.percent[right] + b.it.percent[wrong] - a.it.percent[right] - a.it.percent[wrong]);
     const total = counts[right][wrong].toLocaleString("en");
-    const shown = found.length > 0 ? `; ${found.length} of them, the most confident first` : "";
+    const shown = found.length > 0 ? `; ${found.length} of them here` : "";
     holder.replaceChildren(
       element("h3", {}, `${right} right, ${wrong} wrong`),
       element("p", { class: "note" }, `${total} of ${images.toLocaleString("en")} validation images${shown}`),
@@ -66,7 +67,7 @@
 
   function showConfusion(table, name) {
     const matrix = confusions[name];
-    table.caption.textContent = `${name}: rows are true classes, columns predicted ones`;
+    table.caption.textContent = name;
     const corner = element("td");
     const head = PAGE.classes.map((label) => element("th", { scope: "col" }, element("span", {}, label)));
     const rows = matrix.map((row, truth) => {

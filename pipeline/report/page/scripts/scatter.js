@@ -67,8 +67,10 @@
   /** Sets each name beside its point where it covers nothing: right, left, above or below; else it is left out. */
   function placeLabels(plot, placed) {
     const taken = placed.map(({ left, top }) => ({ left: left - 8, right: left + 8, top: top - 8, bottom: top + 8 }));
+    const usual = Math.max(...placed.map(({ point }) => (point.kind === "recipe" ? point.epochs : 0)));
     for (const { left, top, point } of placed) {
-      const label = element("span", { class: "label", "aria-hidden": "true" }, point.name);
+      const text = point.epochs > usual ? `${point.name} (${point.epochs} epochs)` : point.name;
+      const label = element("span", { class: "label", "aria-hidden": "true" }, text);
       plot.over.append(label);
       const [width, height] = [label.offsetWidth, label.offsetHeight];
       const corners = [
@@ -123,6 +125,7 @@
     const accuracies = chosen.points.flatMap((point) => [point.accuracy, ...(point.interval ?? [])]);
     const limits = [Math.min(...costs) / 1.5, Math.max(...costs) * 1.7];
     const heights = [100 * Math.min(...accuracies) - 1, Math.min(100, 100 * Math.max(...accuracies) + 1)];
+    byId("scatter-intervals").hidden = !chosen.points.some((point) => point.interval);
     hide();
     shown?.destroy();
     shown = new uPlot(

@@ -20,7 +20,7 @@
   async function read(blob) {
     const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
     const image = await createImageBitmap(blob, as).catch(() => {
-      throw new Error("this is no image that your browser opens: save it as PNG or JPEG");
+      throw new Error("your browser cannot open it as an image; save it as PNG or JPEG");
     });
     const { width, height } = image;
     if (width * height > MAX_PIXELS) throw new Error(`the image has ${width} x ${height} pixels: save it smaller`);
@@ -30,7 +30,16 @@
     context.fillRect(0, 0, width, height);
     context.drawImage(image, 0, 0);
     image.close();
+    showSquare(canvas);
     return toModelPixels(context.getImageData(0, 0, width, height).data, width, height);
+  }
+
+  /** The part of the image that `toModelPixels` scales down. */
+  function showSquare(canvas) {
+    const shown = byId("try-square");
+    const side = Math.min(canvas.width, canvas.height);
+    const [x, y] = [(canvas.width - side) / 2, (canvas.height - side) / 2];
+    shown.getContext("2d").drawImage(canvas, x, y, side, side, 0, 0, shown.width, shown.height);
   }
 
   function showPixels(pixels) {
@@ -53,9 +62,9 @@
       const numbers = element("span", { class: "number" }, `${percent(probabilities[index], 1)} %`);
       return element("li", {}, element("span", {}, PAGE.classes[index]), numbers, bar);
     });
-    const time = element("span", { class: "note" }, `${shown.run}, ${milliseconds.toFixed(0)} ms`);
-    const title = element("h3", {}, shown.recipe, " ", time);
-    byId("try-results").append(element("article", { "data-recipe": shown.recipe }, title, element("ol", {}, ...rows)));
+    const time = element("p", { class: "note" }, `${shown.run}, ${milliseconds.toFixed(0)} ms`);
+    const parts = [element("h3", {}, shown.recipe), time, element("ol", {}, ...rows)];
+    byId("try-results").append(element("article", { "data-recipe": shown.recipe }, ...parts));
     return `${shown.recipe}: ${PAGE.classes[order[0]]}, ${percent(probabilities[order[0]], 1)} %`;
   }
 
@@ -63,10 +72,13 @@
   function run(shown, pixels) {
     try {
       const model = modelOf(shown);
-      model(pixels); // the first run compiles
-      const started = performance.now();
-      const probabilities = model(pixels);
-      return showResult(shown, probabilities, performance.now() - started);
+      const probabilities = model(pixels); // the first run compiles
+      const times = [0, 1, 2].map(() => {
+        const started = performance.now();
+        model(pixels);
+        return performance.now() - started;
+      });
+      return showResult(shown, probabilities, times.toSorted((a, b) => a - b)[1]);
     } catch (error) {
       return `${shown.recipe} cannot run in this page (${error.message})`;
     }
