@@ -66,7 +66,7 @@ def page(
         comparison=comparison,
         answers=[findings.answer(comparison, budget) for budget in budgets],
         details=findings.budgets(comparison),
-        columns=content.columns(comparison),
+        columns=content.COLUMNS,
         recipes=content.recipes(comparison),
         networks=content.networks(comparison),
         rows=content.rows(comparison, intervals),

@@ -59,15 +59,8 @@ def accuracy_intervals(comparison: Comparison, predictions: dict[str, Prediction
     return intervals
 
 
-def columns(comparison: Comparison) -> dict[str, str]:
-    """The columns of the table that have a value, by key."""
-    shown = [*comparison["published"], *comparison["recipes"].values()]
-    return {key: name for key, name in COLUMNS.items() if any(row.get(key) is not None for row in shown)}
-
-
 def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The rows of the table, the best recipe first: name, kind, badges, one cell a column, one result a budget."""
-    shown = columns(comparison)
     marks: dict[str, list[str]] = {}
     for budget, champion in comparison["champions"].items():
         if champion["recipe"]:
@@ -80,7 +73,7 @@ def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict
             "name": name,
             "kind": kind,
             "marks": marks.get(name, []),
-            "cells": [{"key": key, "text": tables.cell(row, key), "value": row.get(key)} for key in shown],
+            "cells": [{"key": key, "text": tables.cell(row, key), "value": row.get(key)} for key in COLUMNS],
             "interval": interval,
             "budgets": [
                 results[name] | {"budget": budget} if name in results else None
