@@ -18,8 +18,10 @@ from PIL import Image
 from pipeline import compare, predict
 from pipeline.config import params
 from pipeline.conversion import exported
+from pipeline.conversion import litert as litert_file
 from pipeline.evaluation.predictions import Predictions
 from pipeline.images import reader
+from pipeline.models import pixels
 from pipeline.records import exports
 from pipeline.records.record import NOT_COMPARABLE
 from pipeline.report import findings, tables
@@ -544,6 +546,37 @@ def test_models_in_the_page_agree_with_litert(desktop, litert):
         expected = model.predict(np.stack(images))
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_common_layers_of_other_models_run_in_the_page_too(desktop, tensorflow):
+    run = """([file, image]) => {
+        const bytes = Uint8Array.from(atob(file), letter => letter.charCodeAt(0));
+        return [...readModel(bytes)(Uint8Array.from(image))];
+    }"""
+    content = litert_file.float32(model_of_many_layers())
+    image = np.asarray(photo(32, 32, 5))
+    expected = litert_file.load(content, 1).predict(image[None])[0]
+    found = desktop.page.evaluate(run, [base64.b64encode(content).decode(), image.ravel().tolist()])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def model_of_many_layers():
+    """Untrained, with what convolutional networks of others have: gates, activations, padding, concatenation."""
+    from keras import Model, layers, ops
+
+    inputs, x = pixels()
+    x = layers.Conv2D(8, 3, strides=2)(layers.ZeroPadding2D(((1, 0), (2, 1)))(x))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")(x)
+    kinds = ("silu", "hard_silu", "gelu", "tanh", "elu", "relu6", "leaky_relu", "sigmoid")
+    branches = [layers.Activation(kind)(layers.Conv2D(3, 1)(x)) for kind in kinds]
+    branches.append(ops.gelu(layers.Conv2D(3, 1)(x), approximate=True))
+    x = layers.Concatenate()(branches)
+    gate = layers.Reshape((-1, 1))(layers.GlobalAveragePooling2D()(x))  # efficient channel attention
+    gate = layers.Activation("sigmoid")(layers.Conv1D(1, 3, padding="same", use_bias=False)(gate))
+    x = layers.Multiply()([x, layers.Reshape((1, 1, -1))(gate)])
+    gate = layers.Conv2D(x.shape[-1], 1, activation="hard_sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.MaxPooling2D(2)(x * gate)
+    return Model(inputs, layers.Dense(10, "softmax")(layers.Flatten()(x)))
 
 
 def test_images_of_the_validation_split_are_one_click_away(made, desktop, litert):

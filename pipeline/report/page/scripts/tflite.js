@@ -129,7 +129,8 @@ function convolution([input, filters, bias], output, options) {
 function depthwise([input, filters, bias], output, options) {
   undilated(options, 5);
   const [, height, width, channels] = filters.shape;
-  if (channels !== input.shape[3]) throw new Error("a depth multiplier is not known here");
+  const read = input.shape[3];
+  const multiplier = channels / read;
   const { isSame, strides } = geometry(options);
   const [kernel, values, weights] = [[height, width], input.values, filters.values];
   const result = new Float32Array(output.size);
@@ -138,7 +139,8 @@ function depthwise([input, filters, bias], output, options) {
     if (bias) sums.set(bias.values);
     inside(input, kernel, top, left, (tap, place) => {
       for (let channel = 0; channel < channels; channel++) {
-        sums[channel] += values[place * channels + channel] * weights[tap * channels + channel];
+        const value = values[place * read + (multiplier === 1 ? channel : Math.floor(channel / multiplier))];
+        sums[channel] += value * weights[tap * channels + channel];
       }
     });
   });
@@ -209,18 +211,71 @@ function softmax([input], output, options) {
   return Float32Array.from(powers, (power) => power / sum);
 }
 
+function pad([input, paddings], output) {
+  const [, height, width, channels] = input.shape;
+  const [before, , top, , left, , front, back] = paddings.values;
+  if (input.shape.length !== 4 || before || front || back) throw new Error("padding of channels is not known here");
+  const result = new Float32Array(output.size);
+  for (let row = 0; row < height; row++) {
+    const values = input.values.subarray(row * width * channels, (row + 1) * width * channels);
+    result.set(values, ((row + top) * output.shape[2] + left) * channels);
+  }
+  return result;
+}
+
+function concatenation(inputs, output, options) {
+  const axis = (options.int32(0) + output.shape.length) % output.shape.length;
+  const lengths = inputs.map(({ shape }) => shape.slice(axis).reduce((product, side) => product * side, 1));
+  const result = new Float32Array(output.size);
+  for (let start = 0, block = 0; start < output.size; block++) {
+    for (const [index, { values }] of inputs.entries()) {
+      result.set(values.subarray(block * lengths[index], (block + 1) * lengths[index]), start);
+      start += lengths[index];
+    }
+  }
+  return activate(result, options.int8(1));
+}
+
+const unary = (apply) => ([input], _, options) => Float32Array.from(input.values, (value) => apply(value, options));
+const copy = ([input]) => input.values.slice();
+
+/** The error function, 1.5e-7 off at most: formula 7.1.26 of Abramowitz and Stegun's handbook. */
+function erf(value) {
+  const x = Math.abs(value);
+  const t = 1 / (1 + 0.3275911 * x);
+  const sum = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
+  return Math.sign(value) * (1 - sum * Math.exp(-x * x));
+}
+
+function gelu(x, options) {
+  const isApproximate = options?.int8(0);
+  const inner = isApproximate ? Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)) : erf(x / Math.SQRT2);
+  return 0.5 * x * (1 + inner);
+}
+
 const OPERATIONS = {
   0: elementwise((a, b) => a + b),
   1: pool(0, (sum, value) => sum + value, (sum, taps) => sum / taps),
+  2: concatenation,
   3: convolution,
   4: depthwise,
   9: dense,
+  14: unary((value) => 1 / (1 + Math.exp(-value))),
   17: pool(-Infinity, Math.max, (greatest) => greatest),
   18: elementwise((a, b) => a * b),
+  19: unary(ACTIVATIONS[1]),
+  21: unary(ACTIVATIONS[3]),
+  22: copy, // reshape
   25: softmax,
+  28: unary(Math.tanh),
+  34: pad,
   40: mean,
   41: elementwise((a, b) => a - b),
-  53: ([input]) => Float32Array.from(input.values), // cast
+  53: unary((value) => value), // cast
+  98: unary((value, options) => (value < 0 ? options.float32(0, 0) * value : value)), // leaky ReLU
+  111: unary((value) => (value < 0 ? Math.expm1(value) : value)), // ELU
+  117: unary((value) => (value * Math.min(6, Math.max(0, value + 3))) / 6), // hard swish
+  150: unary(gelu),
 };
 const ARRAYS = { 0: Float32Array, 2: Int32Array, 3: Uint8Array };
 
