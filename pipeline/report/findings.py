@@ -269,8 +269,8 @@ def file_notes(exports: dict[str, Any]) -> list[str]:
     return [
         "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
         f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
-        *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
         *_slower(exports),
+        *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
         *(violations or ["Every int8 file is within the limits that params.yaml sets for its size and its accuracy."]),
     ]
 
