@@ -3,6 +3,7 @@
 -include .venv/chosen.mk
 PYTHON ?= python3
 LOCK := $(if $(filter-out 0,$(GPU)),requirements-gpu.txt,requirements.txt)
+PYTEST_ON_TWO := python -m pytest --numprocesses 2 --dist loadfile
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
@@ -48,10 +49,10 @@ repro: setup ## the full job
 	dvc repro
 
 test: setup ## in minutes
-	python -m pytest -m "not slow"
+	$(PYTEST_ON_TWO) -m "not slow"
 
 test-slow: setup ## the rest, but faults
-	python -m pytest -m "slow and not faults" -rs
+	$(PYTEST_ON_TWO) -m "slow and not faults" -rs
 
 test-servers: setup ## of the rest, what needs PostgreSQL; skipped without it
 	python -m pytest -m servers -rs
