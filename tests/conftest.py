@@ -26,6 +26,17 @@ NO_FILES = {  # what may lie where a file is looked for, and how it is made ther
 }
 
 
+@pytest.fixture(autouse=True)
+def tracking_uri_of_the_environment():
+    """MLflow prefers an address that was set in the process, by an earlier test too, to the environment's."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)  # takes it out of the environment too
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 @pytest.fixture(scope="session")
 def tensorflow():
     """TensorFlow, imported once, without its notes."""

@@ -95,6 +95,18 @@ def test_relu_is_the_stock_one(activations, fast, stock, policy):
         assert np.array_equal(bits(ours), bits(theirs))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(tf.float32, 1e-6), (tf.bfloat16, 2**-7)])
+def test_silu_is_the_stock_one(activations, dtype, tolerance):
+    values = tf.cast(activations - 3, dtype)
+    fast, stock = (trained_step(keras.layers.Activation(it, dtype=dtype.name), values) for it in (layers.silu, "silu"))
+    for ours, theirs in zip(fast, stock, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        ours, theirs = (np.asarray(it, np.float32) for it in (ours, theirs))
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())
+    special = tf.constant([np.nan, np.inf, -200.0, 0.0], dtype)
+    assert np.array_equal(bits(layers.silu(special)), bits(keras.activations.silu(special)))
+
+
 def test_sum_is_the_stock_one(activations):
     for shapes in [(activations, activations), (activations, activations[..., :1]), (activations,) * 3]:
         inputs = [tf.constant(part) for part in shapes]

@@ -22,6 +22,20 @@ def _rectified_gradient(gradient, y):
 
 
 @elementwise
+def _silu(x):
+    """In float32: TensorFlow's kernels round between sigmoid and product."""
+    values = tf.cast(x, tf.float32)
+    return tf.cast(values * tf.sigmoid(values), x.dtype)
+
+
+@elementwise
+def _silu_gradient(gradient, x):
+    values = tf.cast(x, tf.float32)
+    gate = tf.sigmoid(values)
+    return tf.cast(tf.cast(gradient, tf.float32) * gate * (1 + values * (1 - gate)), x.dtype)
+
+
+@elementwise
 def _sum(x, y):
     return x + y
 
@@ -38,6 +52,15 @@ def relu(x):
     """`keras.activations.relu` with its defaults."""
     y = _rectified(x)
     return y, lambda gradient: _rectified_gradient(gradient, y)
+
+
+@tf.custom_gradient
+def silu(x):
+    """`keras.activations.silu`, but for rounding: x times its sigmoid."""
+    return _silu(x), lambda gradient: _silu_gradient(gradient, x)
+
+
+FASTER_ACTIVATIONS = {keras.activations.relu: relu, keras.activations.silu: silu}
 
 
 @tf.custom_gradient

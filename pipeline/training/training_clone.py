@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from pipeline.training.initial_weights import initial_weights
-from pipeline.training.layers import Add, BatchNormalization, Dropout, ReLU, relu
+from pipeline.training.layers import FASTER_ACTIVATIONS, Add, BatchNormalization, Dropout, ReLU
 from pipeline.training.reproducible import follow_step_seed
 
 FASTER: dict[type, Any] = {
@@ -52,8 +52,8 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
                 kind, config = keras.layers.Activation, {"name": layer.name, "dtype": "float32"}
             config["activation"] = "linear"
         copied = kind.from_config(config)
-        if _is_stock(layer) and vars(copied).get("activation") is keras.activations.relu:
-            copied.activation = relu
+        if _is_stock(layer) and (activation := vars(copied).get("activation")) in FASTER_ACTIVATIONS:
+            copied.activation = FASTER_ACTIVATIONS[activation]
         return copied
 
     train_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
