@@ -268,6 +268,7 @@ def test_node_of_other_versions_is_refused_with_the_difference(cluster, small, t
         ({"RAY_ADDRESS": "ray://here:10001"}, "error: RAY_ADDRESS: received 'ray://here:10001'; allowed: HOST:PORT"),
         ({"RAY_AUTH_TOKEN": "0" * 64}, f"error: RAY_ADDRESS: the cluster at {HEAD}:{PORT} refuses this token"),
     ],
+    ids=["nothing there", "scheme", "token"],
 )
 def test_cluster_that_cannot_be_reached_is_one_line_in_seconds(cluster, small, change, said):
     began = time.monotonic()
