@@ -28,7 +28,7 @@ NO_FILES = {  # what may lie where a file is looked for, and how it is made ther
 
 @pytest.fixture(autouse=True)
 def tracking_uri_of_the_environment():
-    """MLflow prefers an address that was set in the process, by an earlier test too, to the environment's."""
+    """An address set in the process, even by an earlier test, takes precedence over the environment's in MLflow."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     if "mlflow" in sys.modules:

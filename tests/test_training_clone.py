@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline import models
+from pipeline.training import layers
 from pipeline.training.training_clone import copy_weights, training_clone
 
 
@@ -16,6 +17,15 @@ def test_training_clone_gives_the_logits_of_the_model(name):
     copy_weights(clone.weights, model)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(tf.nn.softmax(clone(images)), model(images), atol=1e-5)
+
+
+def test_activations_have_their_faster_versions():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(2, 3, activation="silu")(inputs)
+    x = keras.layers.Activation("silu")(keras.layers.Conv2D(2, 3, activation="relu")(x))
+    model = keras.Model(inputs, keras.layers.Dense(10, "softmax")(keras.layers.GlobalAveragePooling2D()(x)))
+    found = [layer.activation for layer in training_clone(model, seed=1).layers if hasattr(layer, "activation")]
+    assert found[:3] == [layers.silu, layers.relu, layers.silu]
 
 
 def test_initial_weights_follow_from_the_seed_alone():

@@ -254,8 +254,8 @@ def export_notes(comparison: dict[str, Any]) -> list[str]:
         asked = published["int8_accuracy_to_reach"]
         notes.append(
             f"* published, trained for {published['epochs']} epochs: {published['parameters']:,} parameters, "
-            f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark requires {100 * asked:g} % of "
-            f"an int8 file. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
+            f"{published['multiply_adds'] / 1e6:.1f} M multiply-adds. Its benchmark requires an int8 file to reach "
+            f"{100 * asked:g} % test accuracy. {_reach(exports, asked) if comparison['comparable'] else ''}".strip()
         )
     return file_notes(exports) + notes
 
@@ -271,7 +271,10 @@ def file_notes(exports: dict[str, Any]) -> list[str]:
         f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
         *_slower(exports),
         *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
-        *(violations or ["Every int8 file is within the limits that params.yaml sets for its size and its accuracy."]),
+        *(
+            violations
+            or ["Every int8 file is within params.yaml's limits on its size and its loss of validation accuracy."]
+        ),
     ]
 
 
@@ -282,7 +285,9 @@ def _slower(exports: dict[str, Any]) -> list[str]:
         for recipe, row in exports.items()
         if row["int8"] and row["int8"]["latency_ms"] > row["float32"]["latency_ms"]
     ]
-    return [f"On this processor, int8 is slower than float32 for {', '.join(slower)}."] if slower else []
+    return (
+        [f"On the processor it was measured on, int8 is slower than float32 for {', '.join(slower)}."] if slower else []
+    )
 
 
 def _machines(exports: dict[str, Any]) -> str:

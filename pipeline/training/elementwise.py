@@ -15,7 +15,7 @@ import tensorflow as tf
 def elementwise(function: Callable) -> Callable:
     """Compiles a function of tensors if this machine trains on a CPU; other arguments are constants of the graph."""
 
-    @cache  # a concrete function each: of one that is traced for many shapes, TensorFlow warns
+    @cache  # a concrete function a signature: TensorFlow warns if one tf.function is traced for many
     def compiled(*kinds: Any) -> Callable:
         return tf.function(function, jit_compile=True).get_concrete_function(*kinds)
 

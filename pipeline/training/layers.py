@@ -1,7 +1,7 @@
 """Faster versions of Keras layers and activations, for training only.
 
-They compute what the stock ones compute, but for dropout's random numbers, which come from the seed of the step instead
-of hidden generator state.
+They compute what the stock ones compute, but for SiLU's rounding and dropout's random numbers, which come from the
+seed of the step instead of hidden generator state.
 """
 
 import keras

@@ -86,18 +86,17 @@ def rows(comparison: Comparison, intervals: dict[str, list[float]]) -> list[dict
 
 def recipes(comparison: Comparison) -> tables.Rows:
     """What each recipe trains, and how."""
-    names = {recipe: dict(given) for recipe, given in comparison["recipe_params"].items()}
     return [["recipe", "network", "optimizer", "regularization", "augmentation", "teacher"]] + [
         [
             recipe,
             given["model"],
-            f"{given['optimizer']}, learning rate {given['learning_rate']:g}, {given['schedule']}, batches of "
-            f"{given['batch_size']}",
+            f"{given['optimizer']}, learning rate {given['learning_rate']:g}, {given['schedule']} schedule, "
+            f"warm-up {given['warmup_fraction']:g}, batches of {given['batch_size']}, {given['epochs']} epochs",
             _named(given, weight_decay="weight decay", label_smoothing="label smoothing", ema_decay="EMA"),
             _named(given, flip="flip", crop_pixels="shift by up to", augment_policy="policy"),
             given["teacher"],
         ]
-        for recipe, given in names.items()
+        for recipe, given in comparison["recipe_params"].items()
     ]
 
 

@@ -125,8 +125,15 @@
     return scales.x.min <= first && scales.x.max >= last && scales.y.min <= low && scales.y.max >= high;
   }
 
+  /** Changes the scale; the epoch under the cursor stays the same, elsewhere once uPlot has set the scale. */
+  function keepEpoch(change) {
+    const { idx } = plot.cursor;
+    change();
+    if (idx !== null) queueMicrotask(() => setEpoch(idx));
+  }
+
   function showAll() {
-    plot.setData(plot.data);
+    keepEpoch(() => plot.setData(plot.data));
   }
 
   function setEpoch(index) {
@@ -138,14 +145,15 @@
     const middle = plot.cursor.idx === null ? (min + max) / 2 : plot.data[0][plot.cursor.idx];
     const [first, last] = [plot.data[0][0], plot.data[0].at(-1)];
     const half = Math.max(1, ((max - min) / 2) * factor);
-    const index = plot.cursor.idx;
-    plot.setScale("x", { min: Math.max(first, middle - half), max: Math.min(last, middle + half) });
-    if (index !== null) queueMicrotask(() => setEpoch(index)); // it is elsewhere once uPlot has set the scale
+    const limits = { min: Math.max(first, middle - half), max: Math.min(last, middle + half) };
+    keepEpoch(() => plot.setScale("x", limits));
   }
 
   function move(step) {
     const epochs = plot.data[0];
     const index = Math.max(0, Math.min(epochs.length - 1, (plot.cursor.idx ?? (step > 0 ? -1 : epochs.length)) + step));
+    const { min, max } = plot.scales.x;
+    if (epochs[index] < min || epochs[index] > max) showAll();
     setEpoch(index);
     byId("curve-spoken").textContent = readOut(index);
   }
@@ -170,7 +178,10 @@
     keys[event.key]();
     event.preventDefault();
   });
-  byId("curve-reset").addEventListener("click", showAll);
+  byId("curve-reset").addEventListener("click", () => {
+    showAll();
+    holder.focus(); // the button is disabled now
+  });
   options(select, PAGE.curves.metrics.map((it) => [it.key, it.label]), "val_accuracy");
   select.addEventListener("change", redraw);
   redraw();

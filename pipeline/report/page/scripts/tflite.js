@@ -107,6 +107,7 @@ function convolution([input, filters, bias], output, options) {
   undilated(options, 4);
   const [count, ...kernel] = filters.shape;
   const channels = kernel.pop();
+  if (channels !== input.shape[3]) throw new Error("a grouped convolution is not known here");
   const { isSame, strides } = geometry(options);
   const size = kernel[0] * kernel[1] * channels;
   const weights = filters.values;
@@ -195,16 +196,21 @@ function mean([input, axes], output) {
 }
 
 function dense([input, matrix, bias], output, options) {
-  const columns = matrix.shape[1];
-  const result = Float32Array.from({ length: output.size }, (_, row) => {
+  const [rows, columns] = matrix.shape;
+  const result = Float32Array.from({ length: output.size }, (_, index) => {
+    const row = index % rows;
+    const start = ((index - row) / rows) * columns; // of the position: a dense layer may be applied to a map
     let sum = bias ? bias.values[row] : 0;
-    for (let column = 0; column < columns; column++) sum += matrix.values[row * columns + column] * input.values[column];
+    for (let column = 0; column < columns; column++) {
+      sum += matrix.values[row * columns + column] * input.values[start + column];
+    }
     return sum;
   });
   return activate(result, options.int8(0));
 }
 
 function softmax([input], output, options) {
+  if (input.shape.at(-1) !== output.size) throw new Error("a softmax of several rows is not known here");
   const greatest = input.values.reduce((most, value) => Math.max(most, value), -Infinity);
   const powers = Float64Array.from(input.values, (value) => Math.exp((value - greatest) * options.float32(0, 1)));
   const sum = powers.reduce((total, power) => total + power, 0);
@@ -214,7 +220,7 @@ function softmax([input], output, options) {
 function pad([input, paddings], output) {
   const [, height, width, channels] = input.shape;
   const [before, , top, , left, , front, back] = paddings.values;
-  if (input.shape.length !== 4 || before || front || back) throw new Error("padding of channels is not known here");
+  if (input.shape.length !== 4 || before || front || back) throw new Error("padding other than of height and width is not known here");
   const result = new Float32Array(output.size);
   for (let row = 0; row < height; row++) {
     const values = input.values.subarray(row * width * channels, (row + 1) * width * channels);
@@ -237,7 +243,6 @@ function concatenation(inputs, output, options) {
 }
 
 const unary = (apply) => ([input], _, options) => Float32Array.from(input.values, (value) => apply(value, options));
-const copy = ([input]) => input.values.slice();
 
 /** The error function, 1.5e-7 off at most: formula 7.1.26 of Abramowitz and Stegun's handbook. */
 function erf(value) {
@@ -265,7 +270,7 @@ const OPERATIONS = {
   18: elementwise((a, b) => a * b),
   19: unary(ACTIVATIONS[1]),
   21: unary(ACTIVATIONS[3]),
-  22: copy, // reshape
+  22: ([input]) => input.values, // reshape
   25: softmax,
   28: unary(Math.tanh),
   34: pad,

@@ -20,7 +20,7 @@
   async function read(blob) {
     const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
     const image = await createImageBitmap(blob, as).catch(() => {
-      throw new Error("your browser cannot open it as an image; save it as PNG or JPEG");
+      throw new Error("your browser cannot open this file as an image; save it as PNG or JPEG");
     });
     const { width, height } = image;
     if (width * height > MAX_PIXELS) throw new Error(`the image has ${width} x ${height} pixels: save it smaller`);
