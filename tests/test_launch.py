@@ -150,7 +150,7 @@ def test_launch_leaves_what_dvc_repro_leaves_whatever_happens_to_it(environment,
     workers = [child for child in psutil.Process(process.pid).children() if child.is_running()]
     assert workers
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130
     assert psutil.wait_procs(workers, timeout=5)[1] == []
     ended = json.loads((clone / "results/custom-0/training.json").read_text())
