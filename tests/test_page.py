@@ -320,7 +320,7 @@ def test_page_says_what_each_recipe_and_network_is(made, desktop):
         assert " ".join(docstring.split()).replace("`", "") in said
     row = desktop.page.locator("[aria-label=Recipes] tr", has_text="compact").last.text_content().split()
     assert " ".join(row).startswith("compact compact muon, learning rate 0.02, linear schedule, warm-up 0.2")
-    assert "flip alternating, shift by up to 4" in " ".join(row)
+    assert "alternating flip, shift by up to 4 pixels" in " ".join(row)
 
 
 def choose(page, first, second):
@@ -561,6 +561,27 @@ def test_common_layers_of_other_models_run_in_the_page_too(desktop, tensorflow):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("Conv2D", {"filters": 4, "kernel_size": 3, "groups": 2}, "a grouped convolution"),
+        ("Softmax", {}, "a softmax of several rows"),
+    ],
+    ids=["grouped", "softmax"],
+)
+def test_layer_that_would_be_computed_wrongly_is_refused(desktop, tensorflow, kind, given, said):
+    from keras import Model, layers
+
+    inputs, x = pixels()
+    x = getattr(layers, kind)(**given)(layers.Conv2D(4, 8, strides=8)(x))
+    content = litert_file.float32(Model(inputs, layers.Dense(10, "softmax")(layers.Flatten()(x))))
+    run = """file => {
+        const bytes = Uint8Array.from(atob(file), letter => letter.charCodeAt(0));
+        try { readModel(bytes)(new Uint8Array(32 * 32 * 3)); } catch (error) { return error.message; }
+    }"""
+    assert desktop.page.evaluate(run, base64.b64encode(content).decode()) == f"{said} is not known here"
+
+
 def model_of_many_layers():
     """Untrained, with what convolutional networks of others have: gates, activations, padding, concatenation."""
     from keras import Model, layers, ops
@@ -711,6 +732,13 @@ def test_page_fits_a_phone_and_each_width_between(made, chromium):
         visit = Visit(chromium, made.path, width)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         visit.close()
+
+
+def test_nothing_is_said_to_hold_again_that_was_not_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    html = make(tmp_path, {"custom-0": 0.85}).html
+    assert html.count(b"its recipe is the only one there") == 2  # no pair, so no range
+    assert b"The same holds for this range." not in html
 
 
 def test_quick_results_are_labelled(tmp_path, monkeypatch):

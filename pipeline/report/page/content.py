@@ -92,17 +92,17 @@ def recipes(comparison: Comparison) -> tables.Rows:
             given["model"],
             f"{given['optimizer']}, learning rate {given['learning_rate']:g}, {given['schedule']} schedule, "
             f"warm-up {given['warmup_fraction']:g}, batches of {given['batch_size']}, {given['epochs']} epochs",
-            _named(given, weight_decay="weight decay", label_smoothing="label smoothing", ema_decay="EMA"),
-            _named(given, flip="flip", crop_pixels="shift by up to", augment_policy="policy"),
+            _on(given, weight_decay="weight decay {}", label_smoothing="label smoothing {}", ema_decay="EMA {}"),
+            _on(given, flip="{} flip", crop_pixels="shift by up to {} pixels", augment_policy="{} policy"),
             given["teacher"],
         ]
         for recipe, given in comparison["recipe_params"].items()
     ]
 
 
-def _named(given: dict[str, Any], **names: str) -> str:
-    """The values of a recipe that are not off, each with its name."""
-    on = [f"{name} {given[key]}" for key, name in names.items() if given[key] not in (0, "none")]
+def _on(given: dict[str, Any], **words: str) -> str:
+    """The values of a recipe that are not off, each in its words."""
+    on = [text.format(given[key]) for key, text in words.items() if given[key] not in (0, "none")]
     return ", ".join(on) or "none"
 
 
