@@ -323,6 +323,17 @@ def test_page_says_what_each_recipe_and_network_is(made, desktop):
     assert "alternating flip, shift by up to 4 pixels" in " ".join(row)
 
 
+@pytest.mark.parametrize("source", [b"x = 1", b"def build(:", b"\xff", b"\0", None])
+def test_network_whose_file_says_nothing_is_left_out(source, tmp_path, monkeypatch):
+    (tmp_path / "custom.py").write_text('"""Of\nthe course."""')
+    if source is not None:
+        (tmp_path / "own.py").write_bytes(source)
+    monkeypatch.setattr(content, "MODELS", tmp_path)
+    assert content.networks({"recipe_params": {"a": {"model": "own"}, "b": {"model": "custom"}}}) == {
+        "custom": "Of the course."
+    }
+
+
 def choose(page, first, second):
     page.select_option("#pair-a", first)
     page.select_option("#pair-b", second)

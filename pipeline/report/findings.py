@@ -140,7 +140,7 @@ def verdict(pair: dict[str, Any], ours: str, theirs: str, first: str) -> str:
 
 
 def certainty(pair: dict[str, Any]) -> str:
-    """Whether a pair's verdict is certain, and of what."""
+    """Whether a pair's difference is significant, and of what."""
     significant = "significant" if pair["verdict"] != "not told apart" else "not significant"
     if pair["of"] == "recipes":
         return f"The range is a 95 % interval over seeds and images; the difference is {significant}."

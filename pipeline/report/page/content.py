@@ -107,11 +107,17 @@ def _on(given: dict[str, Any], **words: str) -> str:
 
 
 def networks(comparison: Comparison) -> dict[str, str]:
-    """What each network's file in pipeline/models says of it, by model."""
+    """What each network's file in pipeline/models says of it, by model; nothing of a file without a docstring."""
     models = dict.fromkeys(given["model"] for given in comparison["recipe_params"].values())
-    sources = {model: (MODELS / f"{model}.py").read_text(encoding="utf-8") for model in models}
-    docstrings = {model: ast.get_docstring(ast.parse(source)) for model, source in sources.items()}
-    return {model: " ".join(text.split()) for model, text in docstrings.items() if text}
+    return {model: text for model in models if (text := _docstring(MODELS / f"{model}.py"))}
+
+
+def _docstring(path: Path) -> str:
+    """A file's docstring as one line; empty where there is none to read, as in a file that is broken meanwhile."""
+    try:
+        return " ".join((ast.get_docstring(ast.parse(path.read_bytes())) or "").split())
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 def bar_limits(comparison: Comparison, intervals: dict[str, list[float]]) -> tuple[int, int]:
