@@ -171,6 +171,7 @@ class Servers:
             "MLFLOW_TRACKING_USERNAME": "user",
             "MLFLOW_TRACKING_PASSWORD": hidden["other"],
             "MLFLOW_TRACKING_TOKEN": hidden["token"],
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # by default 4 seconds, which a server on a busy machine may need
         }
 
     def sh(self, command: str, folder: Path, **environment: str) -> str:
