@@ -39,19 +39,20 @@ assert not [name for name in sys.modules if name.startswith("pipeline")], "loade
 
 
 def test_model_with_a_custom_layer_is_trained_evaluated_and_loaded_from_mlflow(tmp_path, environment):
-    clone, away = tmp_path / "clone", tmp_path / "away"
-    clone.mkdir()
-    away.mkdir()
+    clone, away, temporary = (tmp_path / name for name in ("clone", "away", "temporary"))
+    for folder in (clone, away, temporary):
+        folder.mkdir()
     small_clone(clone, environment)
     (clone / "pipeline/models/own.py").write_text(SOURCE)
     tree = yaml.safe_load((clone / "params.yaml").read_text())
     tree["recipes"]["custom"]["model"] = tree["runs"]["custom-0"]["model"] = "own"
     (clone / "params.yaml").write_text(yaml.safe_dump(tree))
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    environment = environment | {"MLFLOW_TRACKING_URI": store}
+    environment = environment | {"MLFLOW_TRACKING_URI": store, "TMPDIR": str(temporary)}
     sh("python -m pipeline.fetch", clone, environment)
     sh("python -m pipeline.train custom-0", clone, environment)
     written = sh("python -m pipeline.evaluate custom-0", clone, environment)
     assert re.search(r"multiply-adds", written)
+    assert list(temporary.iterdir()) == []
     (away / "load.py").write_text(LOAD)
     sh(f"python load.py {shlex.quote(str(store))}", away, environment)

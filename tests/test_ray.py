@@ -182,6 +182,16 @@ def drive(folder, environment, *arguments):
         return said
 
 
+def until(process, start):
+    """What was printed up to the line that starts so."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(start):
+            return said
+    raise AssertionError("".join(said))
+
+
 def left(folder, run="custom-0"):
     """What is equal for equal weights."""
     return [(folder / f"results/{run}" / name).read_bytes() for name in ("model.keras", "history.csv")]
@@ -227,7 +237,7 @@ def test_runs_on_two_nodes_end_with_the_weights_of_one_machine(cluster, small, u
 
 def test_driver_that_is_killed_resumes(cluster, small, undisturbed):
     with driving(small, cluster.environment, "ray", "custom-0") as process:
-        next(line for line in process.stdout if line.startswith("custom-0: epoch 2/"))
+        until(process, "custom-0: epoch 2/")
         process.send_signal(signal.SIGKILL)
     assert "resumes after epoch" in drive(small, cluster.environment, "ray", "custom-0")
     assert left(small) == undisturbed
@@ -236,7 +246,7 @@ def test_driver_that_is_killed_resumes(cluster, small, undisturbed):
 
 def test_interrupted_driver_ends_what_runs_there(cluster, small):
     with driving(small, cluster.environment, "ray", "custom-0") as process:
-        next(line for line in process.stdout if line.startswith("custom-0: epoch 1/"))
+        until(process, "custom-0: epoch 1/")
         process.send_signal(signal.SIGTERM)
         assert "terminated; the same command resumes it" in process.communicate(timeout=60)[0]
     assert process.returncode == 143
@@ -313,15 +323,10 @@ def test_ray_of_ones_own_in_a_folder_with_a_space_is_refused_in_one_line(environ
 def test_node_that_is_killed_costs_the_epoch_in_flight(cluster, small, undisturbed):
     """The last test: it leaves one node."""
     with driving(small, cluster.environment, "ray", "custom-0", "custom-1") as process:
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("custom-0: epoch 2/"):
-                (where,) = [line for line in said if line.startswith("custom-0: 92,027")]
-                break
+        (where,) = [line for line in until(process, "custom-0: epoch 2/") if line.startswith("custom-0: 92,027")]
         address = next(it for it in (HEAD, OTHER) if it in where)
         if address == HEAD:  # the head holds the cluster together: the other node is the one to die
-            next(line for line in process.stdout if line.startswith("custom-1: epoch"))
+            until(process, "custom-1: epoch")
         cluster.kill(OTHER)
         rest = process.communicate(timeout=400)[0]
         assert process.returncode == 0, rest

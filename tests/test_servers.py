@@ -346,7 +346,7 @@ def test_server_that_dies_in_a_training_is_completed_later(servers, pair):
         "no epoch is in the store", lambda: len(servers.client().get_metric_history(of_it()[0].info.run_id, "loss")) > 1
     )
     servers.mlflow.kill()
-    said, _ = going.communicate(timeout=300)
+    said, _ = going.communicate(timeout=600)
     servers.said.append(said)
     assert going.returncode == 0, said
     assert "warning: MLflow could not" in said
