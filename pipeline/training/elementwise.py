@@ -17,7 +17,7 @@ def elementwise(function: Callable) -> Callable:
 
     @cache  # a concrete function a signature: TensorFlow warns if one tf.function is traced for many
     def compiled(*kinds: Any) -> Callable:
-        return tf.function(function, jit_compile=True).get_concrete_function(*kinds)
+        return tf.function(function, jit_compile=True, autograph=False).get_concrete_function(*kinds)
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
@@ -35,7 +35,7 @@ def compiles() -> bool:
     if tf.config.list_physical_devices("GPU"):
         return False
     try:
-        tf.function(tf.nn.relu, jit_compile=True)(tf.zeros([1]))
+        tf.function(tf.nn.relu, jit_compile=True, autograph=False)(tf.zeros([1]))
     except tf.errors.OpError:
         return False
     return True

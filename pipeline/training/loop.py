@@ -272,7 +272,7 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
         return (loss, num_correct, num_agreeing), gradients
 
     # XLA cannot compile communication between replicas, which is the optimizer's part: so that stays out.
-    compiled = tf.function(forward_and_backward, jit_compile=True) if xla else forward_and_backward
+    compiled = tf.function(forward_and_backward, jit_compile=True, autograph=False) if xla else forward_and_backward
 
     def train_step(images, labels, indices, epoch, step):
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -280,19 +280,22 @@ def graph_of_steps(run: TrainingRun, xla: bool = False) -> Callable:
         optimizer.apply(gradients, model.trainable_variables)
         return sums
 
-    @tf.function
+    # AutoGraph takes seconds to convert a model's code, and leaves files in the temporary folder. Keras's `fit` goes
+    # without it too.
+    @tf.function(autograph=False)
     def run_steps(indices: tf.Tensor, epoch: tf.Tensor, start: tf.Tensor, stop: tf.Tensor):
-        totals = (tf.constant(0.0), tf.constant(0.0), tf.constant(0.0))
-        for step in tf.range(start, stop):
+        def one_step(step, *totals):
             sums = strategy.run(train_step, (images, labels, indices, epoch, step))
             reduced = [strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in sums]
-            totals = tuple(total + value for total, value in zip(totals, reduced, strict=True))
             for average, weight in zip(run.ema_weights, model.weights, strict=False):
                 if average.dtype.is_floating:
                     average.assign(average * recipe.ema_decay + weight.value * (1 - recipe.ema_decay))
                 else:  # a counter
                     average.assign(weight.value)
-        return totals
+            return step + 1, *(total + value for total, value in zip(totals, reduced, strict=True))
+
+        nothing = tf.constant(0.0)
+        return tf.while_loop(lambda step, *_: step < stop, one_step, (start, nothing, nothing, nothing))[1:]
 
     # Traced before the first step, so that what the user's layers raise does not end a run half-way.
     scalar = tf.TensorSpec([], tf.int32)
@@ -320,15 +323,18 @@ def _graph_of_validation(model: keras.Model, split: Split) -> Callable:
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     count = len(split.labels)
 
-    @tf.function
+    @tf.function(autograph=False)
     def validate():
-        loss_sum, num_correct = tf.constant(0.0), tf.constant(0.0)
-        for start in tf.range(0, count, VALIDATION_BATCH_SIZE):
+        def one_batch(start, loss_sum, num_correct):
             batch_labels = labels[start : start + VALIDATION_BATCH_SIZE]
             probabilities = model(images[start : start + VALIDATION_BATCH_SIZE], training=False)
             loss_sum += tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(batch_labels, probabilities))
             loss_sum += additional_loss(model) * tf.cast(tf.size(batch_labels), tf.float32)
             num_correct += tf.reduce_sum(tf.cast(tf.argmax(probabilities, 1, tf.int32) == batch_labels, tf.float32))
+            return start + VALIDATION_BATCH_SIZE, loss_sum, num_correct
+
+        nothing = tf.constant(0.0)
+        _, loss_sum, num_correct = tf.while_loop(lambda start, *_: start < count, one_batch, (0, nothing, nothing))
         return loss_sum / count, num_correct / count
 
     return validate
