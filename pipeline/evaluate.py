@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import splits
 from pipeline.config import params
 from pipeline.evaluation import metrics, predictions
 from pipeline.records import files, record
@@ -27,10 +28,7 @@ def main() -> None:
     run = parser.parse_args().run
     config = params.read()
     config.check_run(run)
-    log = record.load(run)
-    if (status := log.training.status) != "finished":  # a model file beside it belongs to an earlier training run
-        raise PipelineError(f"the training run {run} is {status}, not finished: train it with `dvc repro train@{run}`")
-
+    log = record.load_finished(run)
     import_tensorflow()
     import tensorflow as tf
 
@@ -44,7 +42,7 @@ def main() -> None:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.config.experimental.enable_op_determinism()
     model = inference.load_model(log.model_file, run)
-    test, val = read_splits(config.data)
+    test, (_, val) = splits.read_test(config.data), splits.read_train_val(config.data)
     layers = geometry.geometry(model)
     test_probabilities, val_probabilities = (inference.predict(model, split.images) for split in (test, val))
     flipped = inference.predict(model, test.images[:, :, ::-1])
@@ -87,23 +85,6 @@ def main() -> None:
     files.write_json(log.folder / "evaluation.json", evaluation)  # last: it makes the evaluation complete
     terminal.show_evaluation(run, evaluation, speed, config.data.comparable)
     tracking.sync_run(record.load(run))
-
-
-def read_splits(data: params.Data) -> tuple[Split, Split]:
-    """The test split and the validation split.
-
-    Raises:
-        PipelineError: a file is missing or damaged.
-    """
-    from pipeline.training import dataset
-
-    try:
-        record.check_data()
-        test = dataset.read_test(record.DATA, data.test_images, data.split_seed)
-        _, val = dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
-    return test, val
 
 
 def measure(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ import numpy as np
 
 from pipeline.config import params
 from pipeline.conversion import exported, micro
-from pipeline.conversion.evaluation import Runtime, evaluate_files, latency_ms, violations
+from pipeline.conversion.evaluation import Runtime, evaluate_files, violations
 from pipeline.records import exports, files, record
 from pipeline.records.record import Record
+from pipeline.splits import read_test, read_train_val
 from pipeline.system import command
 from pipeline.system.command import PipelineError
 from pipeline.system.tensorflow_import import import_tensorflow
-from pipeline.training import dataset
 
 if TYPE_CHECKING:
     import keras
@@ -41,11 +40,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = params.read()
-    log = record.load(config.check_run(arguments.run))
-    if (status := log.training.status) != "finished":
-        raise PipelineError(
-            f"the training run {log.run} is {status}, not finished: train it with `dvc repro train@{log.run}`"
-        )
+    log = record.load_finished(config.check_run(arguments.run))
     import_tensorflow()
     import tensorflow as tf
 
@@ -62,6 +57,7 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
         PipelineError: a layer cannot be converted; the message names it.
     """
     from pipeline.conversion import litert
+    from pipeline.evaluation import inference
     from pipeline.system import device
 
     train, val = read_train_val(config.data)
@@ -94,7 +90,7 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
         "calibration_images": len(calibration),
         "violations": gates,
     }
-    latency = {kind: latency_ms(runtime) for kind, runtime in runtimes.items()}
+    latency = {kind: inference.latency_ms(runtime.predict) for kind, runtime in runtimes.items()}
     speed = {
         "latency_ms": latency,
         "threads": exported.THREADS,
@@ -116,6 +112,7 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
 def export_onnx(log: Record, model: keras.Model, config: params.Params) -> None:
     """Writes an ONNX file and shows what it is worth. Raises PipelineError as `export_litert`."""
     from pipeline.conversion import onnx_file
+    from pipeline.evaluation import inference
 
     path = ONNX_FOLDER / f"{log.run}.onnx"
     try:
@@ -130,26 +127,8 @@ def export_onnx(log: Record, model: keras.Model, config: params.Params) -> None:
     results["onnx"]["bytes"] = len(content)
     path.parent.mkdir(exist_ok=True)
     files.write(path, content)
-    show(log.run, results, {"onnx": latency_ms(runtimes["onnx"])})
+    show(log.run, results, {"onnx": inference.latency_ms(runtimes["onnx"].predict)})
     print(path)
-
-
-def read_train_val(data: params.Data) -> tuple[dataset.Split, dataset.Split]:
-    """Training and validation split. Raises PipelineError if a file is missing or damaged."""
-    return _read(dataset.read_train_val, data.train_images, data.val_images, data.split_seed)
-
-
-def read_test(data: params.Data) -> dataset.Split:
-    """The test split. Raises as `read_train_val`."""
-    return _read(dataset.read_test, data.test_images, data.split_seed)
-
-
-def _read(reader: Callable, *arguments: int) -> Any:
-    try:
-        record.check_data()
-        return reader(record.DATA, *arguments)
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
 
 
 def show(run: str, results: dict[str, dict[str, Any]], latency_ms: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pipeline import tracking
+from pipeline import splits, tracking
 from pipeline.config import params
 from pipeline.records import checkpoint, fingerprint, keras_file, record
 from pipeline.system import command, provenance
@@ -122,7 +122,7 @@ def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
     from pipeline.training.trainable import check_trainable
 
     recipe = config.recipe_of(run)
-    train_split, val_split = read_splits(config.data)
+    train_split, val_split = splits.read_train_val(config.data)
     model = models.build(recipe.model, config.runs[run].seed)
     with one_line_errors(run, config.runs[run].recipe):
         check_trainable(model)
@@ -169,17 +169,6 @@ def compute(
             on_steps=on_steps,
             on_epoch=on_epoch,
         )
-
-
-def read_splits(data: params.Data) -> tuple["Split", "Split"]:
-    """Training and validation split. Raises PipelineError if the data is missing or damaged."""
-    from pipeline.training import dataset
-
-    try:
-        record.check_data()
-        return dataset.read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
 
 
 def read_teacher(teacher: str | None) -> tuple["keras.Model | None", dict[str, str]]:

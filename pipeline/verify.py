@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from pipeline import splits
 from pipeline.config import overrides, params
 from pipeline.records import files, fingerprint, record, replay
 from pipeline.system import command
 from pipeline.system.command import PipelineError
-from pipeline.train import read_splits
 
 EPOCHS = 2
 # What a machine may differ in, so that it rounds differently.
@@ -66,7 +66,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
             f"{run}: {key} is {ours.get(key)!r} in params.yaml and {recorded[key]!r} in the record: "
             f"restore the value, or train again with `dvc repro train@{run}`"
         )
-    if fingerprint.hash_data(*read_splits(config.data)) != log.training.environment.get("data_hash"):
+    if fingerprint.hash_data(*splits.read_train_val(config.data)) != log.training.environment.get("data_hash"):
         raise PipelineError(f"{run}: the data is not that of the record: fetch it again with `dvc repro --force fetch`")
     replay.copy_code(folder)
     trace = replay.train(folder, run, epochs, "this code", config.teacher_of(run))

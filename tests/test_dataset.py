@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import evaluate
+from pipeline import splits
 from pipeline.config import params
 from pipeline.system.command import PipelineError
 from pipeline.training import dataset
@@ -74,7 +74,7 @@ def test_what_is_no_file_of_records_is_named_before_it_is_read(project, tiny_cif
     bad.unlink()
     make(bad)
     with pytest.raises(PipelineError, match=r"data_batch_2\.bin is no regular file of at most .* `dvc repro fetch`"):
-        evaluate.read_splits(params.read().data)
+        splits.read_train_val(params.read().data)
 
 
 @settings(max_examples=20, deadline=None)

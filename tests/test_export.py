@@ -176,12 +176,9 @@ def test_layer_that_cannot_be_converted_is_named(tensorflow, capfd):
 @pytest.fixture
 def stage(tmp_path, monkeypatch, tensorflow):
     """As for evaluate; the tiny model's file is there, and the int8 file may be of any size."""
-    from pipeline.conversion import evaluation
-
     stage = EvaluateStage(tmp_path, monkeypatch)
     change_export(calibration_images=10, max_int8_loss=1.0, runs={"custom-0": {"max_bytes": 10**6}})
     monkeypatch.setattr(sys, "argv", ["export", "custom-0"])
-    monkeypatch.setattr(evaluation, "LATENCY_CALLS", 3)
     stage.save(tiny_model())
     return stage
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipeline.evaluation import metrics
-from pipeline.training.cifar10 import CLASS_NAMES, IMAGE_SHAPE
+from pipeline.training.cifar10 import CLASS_NAMES
 
 if TYPE_CHECKING:
     import keras
 
     from pipeline.config import params
     from pipeline.training.dataset import Split
-
-
-LATENCY_CALLS = 200  # timed, after a tenth as many to warm up
 
 
 class Runtime(Protocol):
@@ -55,17 +50,6 @@ def evaluate_files(
                 f"{name}_recall_lost": dict(zip(CLASS_NAMES, lost.round(6).tolist(), strict=True)),
             }
     return results
-
-
-def latency_ms(runtime: Runtime) -> float:
-    """Median time of one image, from pixels in memory to probabilities in memory."""
-    images = np.random.default_rng(0).integers(0, 256, (LATENCY_CALLS, 1, *IMAGE_SHAPE), np.uint8)
-    seconds = []
-    for image in (*images[: ceil(LATENCY_CALLS / 10)], *images):
-        began = time.perf_counter()
-        runtime.predict(image)
-        seconds.append(time.perf_counter() - began)
-    return round(1_000 * float(np.median(seconds[-LATENCY_CALLS:])), 3)
 
 
 def violations(config: params.Export, run: str, results: dict[str, dict[str, Any]]) -> list[str]:

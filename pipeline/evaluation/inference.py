@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,21 +68,26 @@ def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 def measure_speed(model: keras.Model) -> dict[str, float]:
     """Median latency (ms, one image) and throughput (images/s), from pixels in memory to probabilities in memory."""
-    throughput_seconds = _median_seconds(model, THROUGHPUT_BATCH_SIZE, THROUGHPUT_CALLS)
+    one, many = _graph(model, 1), _graph(model, THROUGHPUT_BATCH_SIZE)
+    throughput_seconds = _median_seconds(lambda images: many(images).numpy(), THROUGHPUT_BATCH_SIZE, THROUGHPUT_CALLS)
     return {
-        "latency_ms": round(1_000 * _median_seconds(model, 1, LATENCY_CALLS), 3),
+        "latency_ms": latency_ms(lambda images: one(images).numpy()),
         "throughput": round(THROUGHPUT_BATCH_SIZE / throughput_seconds, 1),
         "batch_size": THROUGHPUT_BATCH_SIZE,
     }
 
 
-def _median_seconds(model: keras.Model, batch_size: int, calls: int) -> float:
-    predict_fn = _graph(model, batch_size)
+def latency_ms(predict: Callable[[np.ndarray], Any]) -> float:
+    """Median time of one image, from pixels in memory to probabilities in memory."""
+    return round(1_000 * _median_seconds(predict, 1, LATENCY_CALLS), 3)
+
+
+def _median_seconds(predict: Callable[[np.ndarray], Any], batch_size: int, calls: int) -> float:
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *IMAGE_SHAPE), np.uint8)
     seconds = []
     for _ in range(calls + ceil(calls / 10)):
         began = time.perf_counter()
-        predict_fn(images).numpy()
+        predict(images)
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[-calls:]))
 

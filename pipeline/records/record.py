@@ -14,7 +14,6 @@ from pydantic import Field
 
 from pipeline.records.files import MAX_BYTES, Content, parse, read, read_json, sha256, write, write_json
 from pipeline.system.command import PipelineError, shown
-from pipeline.training.cifar10 import FILE_BYTES
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
@@ -225,6 +224,14 @@ def load(run: str) -> Record:
     return Record(folder, training, history, *evaluation_of(folder))
 
 
+def load_finished(run: str) -> Record:
+    """The same of a run whose training is finished: else a model file beside it belongs to an earlier training."""
+    log = load(run)
+    if (status := log.training.status) != "finished":
+        raise PipelineError(f"the training run {run} is {status}, not finished: train it with `dvc repro train@{run}`")
+    return log
+
+
 def evaluation_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Evaluation and speed; both empty if there are none, or if they are of a model that is no longer there."""
     if not all((folder / name).exists() for name in ("evaluation.json", "speed.json")):
@@ -235,13 +242,6 @@ def evaluation_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if "model_sha256" in speed and (not model.is_file() or sha256(model) != speed["model_sha256"]):
         return {}, {}
     return evaluation, speed
-
-
-def check_data() -> None:
-    """Raises OSError if what lies in data/cifar10 must not be read: a pipe never ends, a huge file fills the memory."""
-    for path in DATA.glob("*.bin"):
-        if path.exists() and not (path.is_file() and path.stat().st_size <= FILE_BYTES):
-            raise OSError(f"{path} is no regular file of at most {FILE_BYTES:,} bytes")
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -10,9 +10,10 @@ from PIL import Image
 from pipeline.config import params
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import record
+from pipeline.splits import read_train_val
 from pipeline.system.command import PipelineError
 from pipeline.training.cifar10 import CLASS_NAMES, SIDE
-from pipeline.training.dataset import Split, read_train_val
+from pipeline.training.dataset import Split
 
 MAX_THUMBNAILS = 300
 COLUMNS = 20  # of the sprite
@@ -26,12 +27,7 @@ def read_validation(config: params.Params) -> Split | None:
     """
     if not record.DATA.exists():
         return None
-    data = config.data
-    try:
-        record.check_data()
-        return read_train_val(record.DATA, data.train_images, data.val_images, data.split_seed)[1]
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{error}; `dvc repro fetch` fetches the data") from None
+    return read_train_val(config.data)[1]
 
 
 def check(split: Split, predictions: dict[str, Predictions]) -> None:
