@@ -152,6 +152,16 @@ def sh(command: str, cwd: Path, environment: dict) -> str:
     return done.stdout
 
 
+def until(process: subprocess.Popen, start: str) -> list[str]:
+    """What a process prints up to the line that starts so; if it ends before, the test fails and shows it."""
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(start):
+            return said
+    raise AssertionError("".join(said))
+
+
 def small_clone(folder: Path, environment: dict, **recipe: int) -> Path:
     """A commit of the files as they are now, one small run in the list: two epochs, or as `recipe` says."""
     files = sh("git ls-files --cached --others --exclude-standard", ROOT, environment).splitlines()

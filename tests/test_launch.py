@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 import yaml
-from conftest import sh, small_clone
+from conftest import sh, small_clone, until
 
 from pipeline import launch
 from pipeline.config import params
@@ -146,7 +146,7 @@ def test_launch_leaves_what_dvc_repro_leaves_whatever_happens_to_it(environment,
 
     # Ctrl-C after an epoch of the teacher: nothing that was started is left, and nothing says that it runs.
     process = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.PIPE, text=True)
-    next(line for line in process.stdout if line.startswith("custom-0: epoch 1/3"))
+    until(process, "custom-0: epoch 1/3")
     workers = [child for child in psutil.Process(process.pid).children() if child.is_running()]
     assert workers
     process.send_signal(signal.SIGINT)

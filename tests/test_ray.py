@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, keep_runs, recorded_tree
+from conftest import ROOT, keep_runs, recorded_tree, until
 
 from pipeline import tracking
 from pipeline.records import record
@@ -180,16 +180,6 @@ def drive(folder, environment, *arguments):
         said = process.communicate(timeout=400)[0]
         assert process.returncode == 0, said
         return said
-
-
-def until(process, start):
-    """What was printed up to the line that starts so."""
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith(start):
-            return said
-    raise AssertionError("".join(said))
 
 
 def left(folder, run="custom-0"):

@@ -306,4 +306,6 @@ def _check(address: str) -> None:
             "RAY_AUTH_TOKEN_PATH to its own"
         )
     if failed:
-        raise PipelineError(f"RAY_ADDRESS: received {address}, which is no Ray cluster that answers within a minute")
+        raise PipelineError(
+            f"RAY_ADDRESS: received {address}, which is no Ray cluster that answers within {ANSWER_SECONDS:.0f} s"
+        )
