@@ -669,6 +669,34 @@ def test_listed_export_that_cannot_be_read_is_named_with_its_command(damage):
         compare.main()
 
 
+def test_times_of_different_machines_are_not_compared(capsys):
+    list_runs("custom-0", "custom-1", "compact-0")
+    for run in ("custom-0", "custom-1", "compact-0"):
+        write_run(run)
+    said = "minutes and images/s: not comparable between machines."
+    assert said not in markdown.page(compared())
+    path = Path("results/custom-1/training.json")
+    training = files.read_json(path)
+    training["environment"]["precision"] = "float32"
+    files.write_json(path, training)
+    machine = "CPU (2 threads), Made-up | 9000"
+    where = f"{machine}, bfloat16: custom, compact; {machine}, float32: custom."
+    assert f"{said} {where}" in " ".join(printed(capsys).split())
+    assert f"{said} {where}" in markdown.page(compared())
+
+
+def test_times_of_files_on_different_processors_are_not_compared():
+    list_runs("custom-0", "compact-0")
+    for run in ("custom-0", "compact-0"):
+        write_run(run)
+        write_export(run)
+    assert "ms: median for one image, 2 threads of Made-up 9000. arena:" in markdown.page(compared())
+    path = Path("results/compact-0/export/speed.json")
+    files.write_json(path, files.read_json(path) | {"processor": "Another"})
+    where = "custom on 2 threads of Made-up 9000; compact on 2 threads of Another"
+    assert f"ms: median for one image, {where} (not comparable between processors)." in markdown.page(compared())
+
+
 def test_student_is_compared_with_what_its_teacher_cost(capsys):
     list_runs("custom-0", "compact-0")
     tree = yaml.safe_load(Path("params.yaml").read_text())

@@ -1,6 +1,7 @@
 """What the comparison says, in sentences: the same in the terminal and in Markdown."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.records.record import NOT_COMPARABLE
@@ -181,8 +182,27 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
     return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]
 
 
+def trained_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
+    """The recipes of each machine: device, threads, processor and precision."""
+    return _by_machine((run["origin"][1], run["recipe"]) for run in comparison["runs"])
+
+
+def _by_machine(measured: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    recipes: dict[str, list[str]] = {}
+    for machine, recipe in dict.fromkeys(measured):
+        recipes.setdefault(machine, []).append(recipe)
+    return recipes
+
+
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
-    """Which recipes had a teacher, and what it cost."""
+    """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
+    machines = trained_on(comparison)
+    where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in machines.items())
+    times = f"minutes and images/s: not comparable between machines. {where}."
+    return ([times] if len(machines) > 1 else []) + _teacher_notes(comparison)
+
+
+def _teacher_notes(comparison: dict[str, Any]) -> list[str]:
     runs = {run["run"]: run for run in comparison["runs"]}
     teachers = {recipe: given["teacher"] for recipe, given in comparison["recipe_params"].items()}
     return [
@@ -291,7 +311,12 @@ def _slower(exports: dict[str, Any]) -> list[str]:
 
 
 def _machines(exports: dict[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(f"{row['threads']} threads of {row['processor']}" for row in exports.values()))
+    measured = ((f"{row['threads']} threads of {row['processor']}", recipe) for recipe, row in exports.items())
+    machines = _by_machine(measured)
+    if len(machines) == 1:
+        return next(iter(machines))
+    where = "; ".join(f"{', '.join(recipes)} on {machine}" for machine, recipes in machines.items())
+    return f"{where} (not comparable between processors)"
 
 
 def _reach(exports: dict[str, Any], asked: float) -> str:

@@ -136,7 +136,9 @@ def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[d
     }
     references = {row["name"]: row for row in comparison["published_exports"]}
     as_models = {name: ("published", row | row["float32"]) for name, row in references.items()}
-    axes = [_axis(key, *COSTS[key], key, published | as_models | recipes) for key in COSTS]
+    one_machine = len(findings.trained_on(comparison)) == 1
+    axes = [_axis(key, *COSTS[key], key, published | as_models | recipes, one_machine) for key in COSTS]
+    processors = {(row["threads"], row["processor"]) for row in comparison["exports"].values()}
     for kind in exports.FILES:
         files = {name: ("published", row | row[kind]) for name, row in references.items() if row[kind]}
         files |= {
@@ -145,11 +147,13 @@ def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[d
             if row[kind]
         }
         for key, (label, unit) in FILE_COSTS.items():
-            axes.append(_axis(f"{kind}_{key}", label.format(kind=kind), unit, key, files))
+            axes.append(_axis(f"{kind}_{key}", label.format(kind=kind), unit, key, files, len(processors) == 1))
     return [axis for axis in axes if axis["points"]]
 
 
-def _axis(name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def _axis(
+    name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str, dict[str, Any]]], one_device: bool
+) -> dict[str, Any]:
     points = [
         {
             "name": name,
@@ -163,8 +167,10 @@ def _axis(name: str, label: str, unit: str, key: str, rows: dict[str, tuple[str,
         if row.get(key)
     ]
     points.sort(key=lambda point: (point["cost"], -point["accuracy"]))
-    ours = [point for point in points if point["kind"] == "recipe" or key not in DEVICE_COSTS]
-    return {"key": name, "label": label, "unit": unit, "points": points, "front": front(ours)}
+    comparable = points
+    if key in DEVICE_COSTS:
+        comparable = [point for point in points if point["kind"] == "recipe"] if one_device else []
+    return {"key": name, "label": label, "unit": unit, "points": points, "front": front(comparable)}
 
 
 def front(points: list[dict[str, Any]]) -> list[str]:

@@ -126,6 +126,8 @@
     const limits = [Math.min(...costs) / 1.5, Math.max(...costs) * 1.7];
     const heights = [100 * Math.min(...accuracies) - 1, Math.min(100, 100 * Math.max(...accuracies) + 1)];
     byId("scatter-intervals").hidden = !chosen.points.some((point) => point.interval);
+    byId("scatter-front").hidden = chosen.front.length === 0;
+    byId("scatter-no-front").hidden = chosen.front.length > 0;
     hide();
     shown?.destroy();
     shown = new uPlot(
