@@ -16,7 +16,7 @@ from pipeline.engine.driver import Driver, locked
 from pipeline.records import checkpoint, record
 from pipeline.report.trials import plots, table
 from pipeline.system import command
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.progress import RunsProgress
 from pipeline.tracking import pending
 from pipeline.workspace import reproduce
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from pipeline.engine.study import Study
 
 SEEDS = 3  # that the advice names
-
-
-class PrunedError(train.StoppedError):
-    """Ends a trial that lags behind the others."""
 
 
 def main() -> None:
@@ -45,8 +41,6 @@ def main() -> None:
         listed = ", ".join(config.sweeps) or "none"
         raise PipelineError(f"unknown sweep {command.shown(name)}; params.yaml lists: {listed}")
     base = config.recipes[config.sweeps[name].recipe]
-    if base.teacher != params.NONE:
-        record.load(base.teacher)
     if arguments.write:
         new_recipe.check_new(Path("params.yaml"), f"{name}-best")
     tracking.check()
@@ -56,17 +50,21 @@ def main() -> None:
     sweep = study.sweep
     if arguments.engine == "local" and (status := reproduce(Path(), ["--quiet", "fetch"])):
         sys.exit(status)
-    print(f"{study.name}: {len(study.trials())} of {command.counted(sweep.trials, 'trial')} begun", flush=True)
-    tracking.begin_sweep(study.name, sweep.model_dump())
-    try:
-        with engine.opened(arguments.engine, arguments.parallel) as workers, RunsProgress() as progress:
-            search(config, study, Driver(workers, progress, train.code_origin()), workers.parallel)
-    finally:
-        best, is_done = study.best(), not study.unfinished()
-        tracking.end_sweep(study.name, is_done, table(study), plots(study), best[0].value if best else None)
+    with study.one_line_errors():
+        print(f"{study.name}: {len(study.trials())} of {command.counted(sweep.trials, 'trial')} begun", flush=True)
+        tracking.begin_sweep(study.name, sweep.model_dump())
+        try:
+            with engine.opened(arguments.engine, arguments.parallel) as workers, RunsProgress() as progress:
+                search(config, study, Driver(workers, progress, train.code_origin()), workers.parallel)
+        finally:
+            best, is_done = study.best(), not study.unfinished()
+            tracking.end_sweep(study.name, is_done, table(study), plots(study), best[0].value if best else None)
     print(table(study))
     if not is_done:
-        print(f"{command.counted(study.unfinished(), 'trial')} still running in other processes")
+        print(
+            f"{command.counted(study.unfinished(), 'trial')} not ended: in other processes, or on a machine that "
+            "is gone; then the same command resumes them after 10 minutes"
+        )
     if not best:
         raise PipelineError(f"{name}: no trial finished; its trials' reasons are above")
     recipe = base.model_dump() | best[0].params
@@ -104,29 +102,28 @@ def search(config: params.Params, study: "Study", driver: Driver, parallel: int)
 
 
 def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Driver) -> None:
-    """Trains a trial and notes how it ended; one that is stopped stays as it is, to be resumed."""
+    """Trains a trial and notes how it ended.
+
+    One that is stopped, or that ends for a reason which is not in its values, stays as it is, to be resumed.
+    """
     from optuna.trial import TrialState
+
+    from pipeline.engine.study import PrunedError
 
     run = study.run_of(trial)
 
-    epochs = study.sweep.epochs or config.recipes[study.sweep.recipe].epochs
-
     def on_epoch(metrics: dict[str, float]) -> None:
-        trial.report(metrics["val_accuracy"], int(metrics["epoch"]))
-        if metrics["epoch"] < epochs and trial.should_prune():
-            raise PrunedError(f"pruned after epoch {metrics['epoch']:.0f} by the {study.sweep.pruner} pruner")
+        study.report(trial, int(metrics["epoch"]), metrics["val_accuracy"])
 
     described = {"sweep": study.name, "trial": trial.number}
     with locked(run):
-        study.begin(trial)
         try:
+            study.begin(trial)
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)
-            log, _ = driver.train(run, ours, described, on_epoch)
-        except engine.EngineError:
-            raise
+            log, _ = driver.train(run, ours, described, on_epoch, study.origin)
         except PrunedError as error:
             study.tell(trial, TrialState.PRUNED, reason=str(error))
-        except PipelineError as error:
+        except RecipeError as error:
             study.tell(trial, TrialState.FAIL, reason=str(error))
         else:
             study.tell(trial, TrialState.COMPLETE, log.history[-1]["val_accuracy"])

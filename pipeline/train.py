@@ -13,7 +13,7 @@ from pipeline import splits, tracking
 from pipeline.config import params
 from pipeline.records import checkpoint, fingerprint, keras_file, record
 from pipeline.system import command, provenance
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.dvc_parent import end_with_dvc
 from pipeline.system.file_lock import file_lock
 from pipeline.system.tensorflow_import import import_tensorflow
@@ -270,7 +270,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(run: str, recipe: str) -> Iterator[None]:
-    """Turns what may end a training run into a PipelineError that names the fix."""
+    """Turns what may end a training run into a PipelineError that names the fix, a RecipeError where it is a value."""
     import tensorflow as tf
 
     from pipeline.training.training_clone import UntrainableError
@@ -278,12 +278,12 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
-        raise PipelineError(f"{run}: {error}; lower recipes.{recipe}.learning_rate") from None
+        raise RecipeError(f"{run}: {error}; lower recipes.{recipe}.learning_rate") from None
     except UntrainableError as error:
-        raise PipelineError(f"{run}: {error}") from error
+        raise RecipeError(f"{run}: {error}") from error
     except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
         reason = " ".join(error.message.split())[:300]
-        raise PipelineError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
+        raise RecipeError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
     except OSError as error:
         raise PipelineError(f"{run}: {error}; {command.resuming()}") from None
 

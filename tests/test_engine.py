@@ -19,7 +19,7 @@ from pipeline.engine import Begun, Epoch, Failed, Finished, Job, Steps, WorkerDi
 from pipeline.engine.driver import MOST_DEATHS, Driver, locked
 from pipeline.engine.local import LocalEngine
 from pipeline.records import checkpoint, record
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.file_lock import file_lock
 from pipeline.system.progress import RunsProgress
 from pipeline.tracking import live, store
@@ -135,6 +135,22 @@ def test_failure_is_recorded_with_its_reason_and_not_tried_again(config):
     loaded = record.load("custom-0")
     assert (loaded.training.status, loaded.training.end_reason) == ("failed", "custom-0: the loss is nan")
     assert logged_steps() == ("FAILED", [1])
+
+
+@pytest.mark.parametrize(("by_recipe", "kind"), [(True, RecipeError), (False, PipelineError)])
+def test_failure_says_whether_the_recipe_is_at_fault(config, by_recipe, kind):
+    with pytest.raises(PipelineError) as error:
+        drive(Scripted([Failed("custom-0: no", by_recipe=by_recipe)]), config)
+    assert type(error.value) is kind
+
+
+def test_worker_with_other_code_or_another_teacher_than_expected_trains_nothing(config):
+    for key in ("seed", "data_hash"):  # one is in its fingerprint, one in what it says of itself
+        engine = Scripted([1, Finished(b"model")])
+        with pytest.raises(PipelineError, match=f"custom-0: {key} has changed since the start; call the same"):
+            drive(engine, config, expected={key: "another"})
+        assert engine.resumed == []
+    drive(Scripted([1, Finished(b"model")]), config, expected={"seed": 0, "data_hash": "1"})
 
 
 def test_driver_that_stops_ends_its_workers_and_resumes_later(config):

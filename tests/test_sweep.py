@@ -10,15 +10,19 @@ import optuna
 import pytest
 import yaml
 from conftest import ROOT
+from factories import change_training, write_run
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from pipeline import sweep, tracking
 from pipeline.config import new_recipe, params, sweeps
 from pipeline.engine import EngineError
+from pipeline.engine.driver import locked
 from pipeline.engine.study import Study
 from pipeline.records import record
 from pipeline.report import trials
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.tracking import store
 
 SPACE = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}, "flip": {"choices": ["none", "random"]}}
@@ -73,6 +77,18 @@ class TestParams:
                 "sweeps.rate.space: received values that contradict each other (augment_policy trivial)",
             ),
             ({"space": {"batch_size": {"low": 10, "high": 10_000}}}, "batch_size: received 10000; allowed: at most"),
+            (
+                {
+                    "space": {
+                        "augment_policy": {"choices": ["none", "trivial"]},
+                        **{
+                            key: {"choices": [0.1, 0.2, 0.3, 0.4]} for key in ("learning_rate", "momentum", "ema_decay")
+                        },
+                        "weight_decay": {"choices": [0.1, 0.2]},
+                    }
+                },
+                "contradict each other (augment_policy trivial, learning_rate 0.1, momentum 0.1, ema_decay 0.1, weight",
+            ),
         ],
     )
     def test_what_is_wrong_is_said_before_anything_starts(self, tiny_params, change, said):
@@ -145,7 +161,7 @@ class FakeDriver:
     def __init__(self, ends=()):
         self.ends, self.trained, self.stopped = dict(ends), [], ""
 
-    def train(self, run, config, environment, on_epoch):
+    def train(self, run, config, environment, on_epoch, expected):
         recipe = config.recipe_of(run)
         self.trained.append(environment["trial"])
         for epoch in range(1, recipe.epochs + 1):
@@ -178,7 +194,7 @@ class TestSearch:
 
     def test_trial_that_fails_is_noted_and_ends_nothing(self, config):
         study = Study(config, "rate")
-        sweep.search(config, study, FakeDriver({1: PipelineError("rate-trial-1: the loss is nan")}), 2)
+        sweep.search(config, study, FakeDriver({1: RecipeError("rate-trial-1: the loss is nan")}), 2)
         assert sorted(states(study)) == ["COMPLETE"] * 5 + ["FAIL"]
         assert "trial   1  fail: rate-trial-1: the loss is nan" in trials.table(study)
 
@@ -188,7 +204,42 @@ class TestSearch:
         sweep.search(config, study, FakeDriver(), 1)
         assert states(study)[:5] == ["COMPLETE"] * 5  # the pruner knows nothing yet
         assert "PRUNED" in states(study)
-        assert "pruned: pruned after epoch 1 by the median pruner" in trials.table(study)
+        # Of three epochs none is judged in the first half.
+        assert "pruned: pruned after epoch 2 by the median pruner" in trials.table(study)
+        assert "after epoch 1" not in trials.table(study)
+
+    def test_trial_that_hyperband_pruned_stays_pruned_when_it_is_killed_before_that_is_noted(self, config, monkeypatch):
+        rate = config.sweeps["rate"].model_copy(update={"pruner": "hyperband", "trials": 30, "epochs": 9})
+        config = config.model_copy(update={"sweeps": {"rate": rate}})
+        study = Study(config, "rate")
+        tell = Study.tell
+
+        def killed(study, trial, state, *arguments, **named):
+            if state is TrialState.PRUNED:
+                raise KeyboardInterrupt
+            tell(study, trial, state, *arguments, **named)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Study, "tell", killed)
+            sweep.search(config, study, FakeDriver(), 1)
+        (open_trial,) = study.trials(TrialState.RUNNING)
+        again, driver = Study(config, "rate"), FakeDriver()
+        sweep.search(config, again, driver, 1)
+        assert open_trial.number not in driver.trained
+        ended = again.trials()[open_trial.number]
+        assert (ended.state, ended.last_step) == (TrialState.PRUNED, open_trial.last_step)
+        assert f"pruned after epoch {ended.last_step} by the hyperband pruner" in trials.table(again)
+        assert set(states(again)) == {"COMPLETE", "PRUNED"}
+
+    @pytest.mark.filterwarnings("error")
+    def test_trial_that_begins_anew_is_judged_by_epochs_that_were_not_judged_before(self, config):
+        study = Study(config, "rate")
+        driver = FakeDriver({0: KeyboardInterrupt()})
+        with pytest.raises(KeyboardInterrupt):
+            sweep.search(config, study, driver, 1)
+        assert study.trials()[0].last_step == 1
+        sweep.search(config, again := Study(config, "rate"), FakeDriver(), 1)  # from epoch 1: no checkpoint was left
+        assert set(again.trials()[0].intermediate_values) == {1, 2, 3}
 
     def test_interrupted_sweep_tries_the_same_trial_again(self, config):
         study = Study(config, "rate")
@@ -217,25 +268,86 @@ class TestSearch:
         assert states(other) == ["RUNNING"] + ["COMPLETE"] * 5
         assert other.unfinished() == 1
 
-    def test_engine_that_is_lost_burns_no_trial(self, config):
+    @pytest.mark.parametrize("error", [EngineError("no node is left"), PipelineError("TensorFlow sees no GPU")])
+    def test_machine_or_engine_that_fails_burns_no_trial(self, config, error):
         study = Study(config, "rate")
-        with pytest.raises(EngineError):
-            sweep.search(config, study, FakeDriver({0: EngineError("no node is left")}), 1)
+        with pytest.raises(type(error)):
+            sweep.search(config, study, FakeDriver({0: error}), 1)
         assert states(study) == ["RUNNING"]
+        sweep.search(config, again := Study(config, "rate"), FakeDriver(), 1)
+        assert states(again) == ["COMPLETE"] * 6
+
+    def test_trial_that_was_released_is_released_once(self, config):
+        study, other = Study(config, "rate"), Study(config, "rate")
+        study.begin(study.ask())  # and its lock is not held: it is dead
+        taken = other.ask()
+        assert taken.number == 0
+        third = Study(config, "rate")
+        assert third.ask().number == 1  # `other` has not locked its trial yet
+
+    def test_trial_that_runs_here_is_not_taken_over_however_long_this_machine_slept(self, config):
+        study = Study(config, "rate")
+        trial = study.ask()
+        with locked(study.run_of(trial)):
+            study.begin(trial)
+            trial.set_user_attr("seen_ms", record.now_ms() - 700_000)
+            assert Study(config, "rate").ask().number == 1
+
+    def test_result_that_comes_after_another_process_had_taken_over_is_not_used(self, config, monkeypatch, capsys):
+        monkeypatch.setattr(tracking, "location", lambda run: f"elsewhere:/{run}")
+        study = Study(config, "rate")
+        late = study.ask()
+        study.begin(late)
+        late.set_user_attr("seen_ms", record.now_ms() - 700_000)
+        other = Study(config, "rate")
+        other.tell(other.ask(), TrialState.COMPLETE, 0.9)
+        study.tell(late, TrialState.COMPLETE, 0.1)
+        assert "warning: rate-trial-0 was taken over by another process meanwhile" in capsys.readouterr().err
+        assert study.trials()[0].value == 0.9
+
+    def test_database_that_goes_away_is_one_line(self, config, monkeypatch):
+        study = Study(config, "rate")
+
+        def away(*_):
+            raise StorageInternalError("the server closed\n the connection")
+
+        monkeypatch.setattr(study._study, "ask", away)
+        said = "OPTUNA_STORAGE: the server closed the connection; the same command goes on"
+        with pytest.raises(EngineError, match=said), study.one_line_errors():
+            sweep.search(config, study, FakeDriver(), 1)
 
     @pytest.mark.parametrize("sampler", ["tpe", "grid"])
     def test_samplers(self, config, sampler):
+        trials = 6 if sampler == "grid" else 14  # tpe draws the first ten at random
         space = {"flip": {"choices": ["none", "random", "alternating"]}, "crop_pixels": {"choices": [0, 4]}}
         change = {"sampler": sampler, "space": space} if sampler == "grid" else {"sampler": sampler}
-        rate = params.Sweep.model_validate(RATE | change)
+        rate = params.Sweep.model_validate(RATE | change | {"trials": trials})
         study = Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate")
         sweep.search(config, study, FakeDriver(), 1)
-        assert states(study) == ["COMPLETE"] * 6
+        assert states(study) == ["COMPLETE"] * trials
         if sampler == "grid":
             assert len({tuple(trial.params.values()) for trial in study.trials()}) == 6
 
 
 class TestStudy:
+    def test_range_is_of_the_keys_type_whatever_its_ends_are(self, config):
+        space = {"weight_decay": {"low": 0, "high": 10}, "crop_pixels": {"low": 0, "high": 4}}
+        rate = params.Sweep.model_validate(RATE | {"space": space})
+        trial = Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate").ask()
+        kinds = {key: type(it) for key, it in trial.distributions.items()}
+        assert kinds == {"weight_decay": FloatDistribution, "crop_pixels": IntDistribution}
+
+    def test_teacher_that_was_trained_again_begins_another(self, config):
+        taught = config.recipes["custom"].model_copy(update={"teacher": "baseline-0", "teacher_weight": 0.5})
+        config = config.model_copy(update={"recipes": config.recipes | {"custom": taught}})
+        with pytest.raises(PipelineError, match="baseline-0"):
+            Study(config, "rate")
+        write_run("baseline-0")
+        name = Study(config, "rate").name
+        assert Study(config, "rate").name == name
+        change_training("baseline-0", record_id="another")
+        assert Study(config, "rate").name != name
+
     def test_more_trials_extend_it_and_other_params_begin_another(self, config, monkeypatch):
         name = Study(config, "rate").name
 
@@ -310,7 +422,7 @@ def test_sweep_that_is_killed_resumes_without_the_test_split(config, project, tm
     killed.communicate()
     done = subprocess.run([*asked, "--write"], cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "resumes after epoch" in done.stdout or "fail: rate-trial-0" in done.stdout
+    assert "resumes after epoch" in done.stdout
     assert "One seed does not tell the best trials apart" in done.stdout
     assert "fail: rate-trial-" in done.stdout
 

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.config import params
 from pipeline.config.params import Dimension, Params, Recipe, Sweep
-from pipeline.system.command import PipelineError, plain, shown
+from pipeline.system.command import PipelineError, RecipeError, plain, shown
 
 FIXED = ("model", "epochs", "teacher")  # what a sweep compares its trials at
 MOST_COMBINATIONS = 64  # that are checked together
@@ -38,7 +39,7 @@ def trial_params(config: Params, sweep: Sweep, run: str, values: dict[str, Any])
     """The params with one more run, of a recipe of its own: the sweep's with these values, in seed 0.
 
     Raises:
-        PipelineError: the values contradict each other.
+        RecipeError: the values contradict each other.
     """
     tree = config.model_dump()
     recipe = tree["recipes"][sweep.recipe] | values
@@ -46,7 +47,10 @@ def trial_params(config: Params, sweep: Sweep, run: str, values: dict[str, Any])
     needs = params.needs(recipe["teacher"])
     tree["runs"][run] = {"recipe": run, "model": recipe["model"], "seed": 0, "needs": needs}
     tree["sweeps"] = {}
-    return params.check(tree, f"{run}, a trial")
+    try:
+        return params.check(tree, f"{run}, a trial")
+    except PipelineError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _dimension_problem(recipe: Recipe, key: str, dimension: Dimension, sampler: str) -> str | None:
@@ -84,10 +88,20 @@ def _value_problem(recipe: Recipe, key: str, where: str, value: Any) -> str | No
     return None
 
 
+def _combinations(sweep: Sweep) -> Iterable[tuple]:
+    """All combinations; if they are many, each value with the first, and with the last, of all other keys."""
+    ends = [list(it.choices) if it.choices is not None else [it.low, it.high] for it in sweep.space.values()]
+    if math.prod(map(len, ends)) <= MOST_COMBINATIONS:
+        return itertools.product(*ends)
+    others = (tuple(values[i] for values in ends) for i in (0, -1))
+    return [
+        (*rest[:key], value, *rest[key + 1 :]) for rest in others for key, values in enumerate(ends) for value in values
+    ]
+
+
 def _combination_problem(config: Params, sweep: Sweep) -> str | None:
     """Values that contradict each other, or the rest of the recipe. Of a range its ends stand for all."""
-    ends = [list(it.choices) if it.choices is not None else [it.low, it.high] for it in sweep.space.values()]
-    for combination in itertools.islice(itertools.product(*ends), MOST_COMBINATIONS):
+    for combination in _combinations(sweep):
         values = dict(zip(sweep.space, combination, strict=True))
         try:
             trial_params(config, sweep, "trial", values)

@@ -75,10 +75,11 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The run cannot be computed, for a reason that another worker would meet too."""
+    """The run cannot be computed. `by_recipe`: by no worker, for the reason is in the recipe's values."""
 
     reason: str
     trace: str = ""
+    by_recipe: bool = False
 
 
 Message = Begun | Steps | Epoch | Finished | Failed

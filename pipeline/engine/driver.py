@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.engine import (
 )
 from pipeline.records import files, record
 from pipeline.system import command
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.file_lock import file_lock
 from pipeline.system.progress import RunsProgress
 
@@ -60,6 +60,7 @@ class Driver:
         config: Params,
         environment: dict[str, Any] | None = None,
         on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
+        expected: Mapping[str, str] | None = None,
     ) -> tuple[record.Record, dict[str, Any]]:
         """Trains a run to its end, resuming after its last finished epoch, with as many workers as it takes.
 
@@ -70,6 +71,7 @@ class Driver:
             config: the whole of params.yaml.
             environment: what this record says besides.
             on_epoch: is called with the metrics of each new epoch, when it is recorded. What it raises ends the run.
+            expected: what the worker's code and teacher must be, by their names in fingerprint and record.
 
         Returns:
             The record, and the fingerprint of what the weights depend on.
@@ -83,11 +85,11 @@ class Driver:
         while True:
             epochs: list[dict[str, float]] = []
             try:
-                return self._train_once(run, config, environment or {}, [epochs.append, on_epoch])
+                return self._train_once(run, config, environment or {}, [epochs.append, on_epoch], expected or {})
             except WorkerDiedError as error:
                 deaths = 1 if epochs else deaths + 1
                 if deaths >= MOST_DEATHS:
-                    raise PipelineError(
+                    raise RecipeError(  # mostly: no memory left for its batches
                         f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"
                     ) from None
                 print(f"warning: {run}: {error}; another worker resumes it", file=sys.stderr)
@@ -102,7 +104,12 @@ class Driver:
             worker.end()
 
     def _train_once(
-        self, run: str, config: Params, environment: dict[str, Any], on_epoch: list[Callable[[dict[str, float]], None]]
+        self,
+        run: str,
+        config: Params,
+        environment: dict[str, Any],
+        on_epoch: list[Callable[[dict[str, float]], None]],
+        expected: Mapping[str, str],
     ) -> tuple[record.Record, dict[str, Any]]:
         """The record and the fingerprint, by one worker. Raises WorkerDiedError, and as `train`."""
         worker = self._start(Job(run, config, self._teacher_files(config.teacher_of(run))))
@@ -111,6 +118,9 @@ class Driver:
             if not isinstance(begun, Begun):
                 raise _failure(run, begun)
             mark, environment = begun.fingerprint, self._environment | begun.environment | environment
+            known = mark | environment
+            if changed := [key for key, value in expected.items() if known.get(key) != value]:
+                raise PipelineError(f"{run}: {changed[0]} has changed since the start; call the same command again")
             log, found = train.begin_or_resume(run, config, mark, environment)
             # evaluate logs the model: TensorFlow, in this process, would cost each run some seconds.
             live = tracking.Live(log, {"geometry.json": begun.layers}, worker.is_here, with_model=False)
@@ -169,4 +179,4 @@ def _failure(run: str, message: Message) -> PipelineError:
         return PipelineError(f"{run}: its worker said {command.shown(message)}")
     if message.trace and os.environ.get(command.TRACE):
         print(message.trace, file=sys.stderr)
-    return PipelineError(message.reason)
+    return RecipeError(message.reason) if message.by_recipe else PipelineError(message.reason)

@@ -7,44 +7,59 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import tracking
-from pipeline.config.params import Dimension, Params, Sweep
+from pipeline.config.params import NONE, Dimension, Params, Recipe, Sweep
+from pipeline.engine import EngineError
 from pipeline.records import fingerprint, record
 from pipeline.system.command import PipelineError, shortened
+from pipeline.train import StoppedError
 
 VARIABLE = "OPTUNA_STORAGE"
 DATABASE = "optuna.db"  # beside MLflow's: both would use one table for their versions
 BEAT_SECONDS, DEAD_SECONDS = 30.0, 600.0
-LOCATION, SEEN, REASON = "location", "seen_ms", "reason"  # of a trial
+LOCATION, SEEN, PRUNED, REASON = "location", "seen_ms", "pruned", "reason"  # of a trial
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+DATABASE_ERRORS = (OptunaError, SQLAlchemyError)
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
 
+class PrunedError(StoppedError):
+    """Ends a trial that lags behind the others."""
+
+
 class Study:
-    """The trials of one sweep, of these params and this code: a change of either begins another study.
+    """The trials of one sweep, of these params, this code and this teacher: a change of any begins another study.
 
     Args:
         config: the whole of params.yaml.
         name: the sweep's.
 
+    Attributes:
+        origin: digests of the code that changes weights; the record of the teacher, if there is one.
+
     Raises:
-        PipelineError: the database cannot be opened.
+        PipelineError: the database cannot be opened, or the teacher is not trained.
     """
 
     def __init__(self, config: Params, name: str):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep = config.sweeps[name]
-        self.name = f"{name}-{_digest(config, self.sweep)}"
-        self._distributions = {key: _distribution(it) for key, it in self.sweep.space.items()}
+        origin = _origin(config.recipes[self.sweep.recipe])
+        self.name = f"{name}-{_digest(config, self.sweep, origin)}"
+        self.origin = origin
+        self._distributions = {key: _distribution(key, it) for key, it in self.sweep.space.items()}
+        self._epochs = self.sweep.epochs or config.recipes[self.sweep.recipe].epochs
         self._asking, self._running = threading.Lock(), dict[int, Trial]()
         address = os.environ.get(VARIABLE) or f"sqlite:///{tracking.root() / DATABASE}"
         if address == tracking.store_uri():
@@ -54,7 +69,7 @@ class Study:
                 storage=_storage(address),
                 study_name=self.name,
                 sampler=_sampler(self.sweep),
-                pruner=_pruner(self.sweep, self.sweep.epochs or config.recipes[self.sweep.recipe].epochs),
+                pruner=_pruner(self.sweep, self._epochs),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -97,16 +112,44 @@ class Study:
         return f"{self.name.rpartition('-')[0]}-trial-{trial.number}"
 
     def begin(self, trial: Trial) -> None:
-        """Notes where a trial runs, once its run's folder is locked there: until then nobody could see that it does."""
+        """Notes where a trial runs, once its run's folder is locked there: until then nobody could see that it does.
+
+        Raises:
+            PrunedError: it was to end, and killed before `tell`.
+        """
         trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
+        if reason := trial.user_attrs.get(PRUNED):
+            raise PrunedError(reason)
+
+    def report(self, trial: Trial, epoch: int, val_accuracy: float) -> None:
+        """Notes an epoch, unless an earlier attempt at this trial came as far. Raises PrunedError if it is to end."""
+        if epoch <= (self._study._storage.get_trial(trial._trial_id).last_step or 0):
+            return
+        trial.report(val_accuracy, epoch)
+        if epoch < self._epochs and trial.should_prune():
+            reason = f"pruned after epoch {epoch} by the {self.sweep.pruner} pruner"
+            trial.set_user_attr(PRUNED, reason)  # once asked, hyperband takes it for promoted
+            raise PrunedError(reason)
 
     def tell(self, trial: Trial, state: TrialState, value: float | None = None, reason: str = "") -> None:
         """Notes how a trial ended, before its run's folder is unlocked: a trial that runs nowhere is tried again."""
-        if reason:
-            trial.set_user_attr(REASON, reason)
-        self._study.tell(trial, value, state)
+        try:
+            if reason:
+                trial.set_user_attr(REASON, reason)
+            self._study.tell(trial, value, state)
+        except (UpdateFinishedTrialError, ValueError):
+            print(f"warning: {self.run_of(trial)} was taken over by another process meanwhile", file=sys.stderr)
         with self._asking:
             del self._running[trial.number]
+
+    @contextlib.contextmanager
+    def one_line_errors(self) -> Iterator[None]:
+        """Turns what a database says that is away, or was, into an EngineError."""
+        try:
+            yield
+        except DATABASE_ERRORS as error:
+            reason = shortened(tracking.without_secrets(str(error)))
+            raise EngineError(f"{VARIABLE}: {reason}; the same command goes on") from None
 
     @contextlib.contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -116,7 +159,7 @@ class Study:
         def beat() -> None:
             while not over.wait(BEAT_SECONDS):
                 for trial in list(self._running.values()):
-                    with contextlib.suppress(OptunaError):  # it has just ended, or the database is away
+                    with contextlib.suppress(*DATABASE_ERRORS):  # it has just ended, or the database is away
                         trial.set_user_attr(SEEN, record.now_ms())
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -133,33 +176,39 @@ class Study:
             where = trial.user_attrs.get(LOCATION, "")
             began_ms = trial.datetime_start.timestamp() * 1000 if trial.datetime_start else 0
             silent_ms = record.now_ms() - trial.user_attrs.get(SEEN, began_ms)
-            if trial.number not in self._running and (tracking.is_dead(where) or silent_ms > 1000 * DEAD_SECONDS):
-                self._study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            is_silent = not tracking.is_here(where) and silent_ms > 1000 * DEAD_SECONDS
+            if trial.number in self._running or not (tracking.is_dead(where) or is_silent):
+                continue
+            storage = self._study._storage
+            with contextlib.suppress(UpdateFinishedTrialError):  # it has just ended
+                storage.set_trial_user_attr(trial._trial_id, LOCATION, "")  # whoever takes it has not locked it yet
+                storage.set_trial_user_attr(trial._trial_id, SEEN, record.now_ms())
+                storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
-def _digest(config: Params, sweep: Sweep) -> str:
+def _origin(recipe: Recipe) -> dict[str, str]:
+    teacher = {} if recipe.teacher == NONE else {"teacher_record_id": record.load(recipe.teacher).id}
+    return fingerprint.code_hashes(recipe.model) | teacher
+
+
+def _digest(config: Params, sweep: Sweep, origin: dict[str, str]) -> str:
     """Changes with all that makes a trial's result what it is; not with the number of trials."""
-    recipe = config.recipes[sweep.recipe]
-    parts = [
-        sweep.model_dump(exclude={"trials"}),
-        recipe.model_dump(),
-        config.data.model_dump(),
-        config.train.model_dump(),
-    ]
-    parts += [fingerprint.code_hashes(recipe.model)]
+    sections = (config.recipes[sweep.recipe], config.data, config.train)
+    parts = [sweep.model_dump(exclude={"trials"}), *(section.model_dump() for section in sections), origin]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _storage(address: str) -> optuna.storages.RDBStorage:
-    # A database that another process writes to is waited for.
-    arguments: dict[str, Any] = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}
+    # A file that another process writes to is waited for; a server may have closed what nobody used for minutes.
+    is_file = address.startswith("sqlite")
+    arguments: dict[str, Any] = {"connect_args": {"timeout": 60}} if is_file else {"pool_pre_ping": True}
     return optuna.storages.RDBStorage(address, engine_kwargs=arguments)
 
 
-def _distribution(dimension: Dimension) -> BaseDistribution:
+def _distribution(key: str, dimension: Dimension) -> BaseDistribution:
     if dimension.choices is not None:
         return CategoricalDistribution(dimension.choices)
-    kind = IntDistribution if isinstance(dimension.low, int) and isinstance(dimension.high, int) else FloatDistribution
+    kind = IntDistribution if Recipe.model_fields[key].annotation is int else FloatDistribution
     return kind(dimension.low, dimension.high, log=dimension.log)
 
 
@@ -172,7 +221,8 @@ def _sampler(sweep: Sweep) -> optuna.samplers.BaseSampler:
 
 def _pruner(sweep: Sweep, epochs: int) -> optuna.pruners.BasePruner:
     if sweep.pruner == "median":
-        return optuna.pruners.MedianPruner()
+        # While the rate is high validation lags, most with the rates that are best in the end: not in the first half.
+        return optuna.pruners.MedianPruner(n_warmup_steps=epochs // 2 + 1)
     if sweep.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(max_resource=epochs)
     return optuna.pruners.NopPruner()

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import train
 from pipeline.engine import Begun, Channel, Epoch, Failed, Finished, Job, Steps
 from pipeline.records import keras_file
-from pipeline.system.command import PipelineError, shortened
+from pipeline.system.command import PipelineError, RecipeError, shortened
 from pipeline.system.tensorflow_import import import_tensorflow
 
 STEPS_SECONDS = 1.0  # between two `Steps`: a thousand runs must not flood the driver
@@ -27,7 +27,7 @@ def work(job: Job, folder: Path, channel: Channel) -> None:
         os.chdir(folder)
         _compute(job, channel)
     except PipelineError as error:
-        channel.send(Failed(str(error)))
+        channel.send(Failed(str(error), by_recipe=isinstance(error, RecipeError)))
     except Exception as error:
         reason = f"{job.run}: {type(error).__name__}: {shortened(str(error))}"
         channel.send(Failed(reason, traceback.format_exc()))

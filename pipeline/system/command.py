@@ -25,6 +25,10 @@ class PipelineError(Exception):
     """A problem that the user can mend. Shown as one line, which names the value received and the fix."""
 
 
+class RecipeError(PipelineError):
+    """The recipe's values are at fault: other ones may train on this machine."""
+
+
 def shown(value: Any) -> str:
     """A value in at most 80 characters of one line; only what is shown is spelt out, however much the value holds."""
     return f"{_short.repr(value):.80}"

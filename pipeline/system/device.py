@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pipeline.system.command import PipelineError
+from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.versions import versions
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -65,10 +65,10 @@ def resolve(device: str = "auto", precision: str = "auto", xla: str = "auto") ->
     if precision == "auto":
         precision = _fastest_precision(gpus)
     if precision == "float16" and not gpus:
-        raise PipelineError("precision: received float16, which is slow and inexact on a CPU; use auto or bfloat16")
+        raise RecipeError("precision: received float16, which is slow and inexact on a CPU; use auto or bfloat16")
     if precision == "float16" and len(gpus) > 1:
         # Keras asks one replica alone whether the loss scale was too high.
-        raise PipelineError("precision: received float16, which several GPUs cannot train in; use bfloat16 or float32")
+        raise RecipeError("precision: received float16, which several GPUs cannot train in; use bfloat16 or float32")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return Device(
         name=", ".join(details) or "CPU",

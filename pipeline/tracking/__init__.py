@@ -15,7 +15,7 @@ from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
 from pipeline.tracking.registry import Champion, sync_champions
-from pipeline.tracking.runs import is_dead, location
+from pipeline.tracking.runs import is_dead, is_here, location
 from pipeline.tracking.summary import page_digest, sync_page
 from pipeline.tracking.sweep import begin_sweep, end_sweep
 from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
@@ -32,6 +32,7 @@ __all__ = [
     "file_store_warning",
     "in_sync",
     "is_dead",
+    "is_here",
     "location",
     "page_digest",
     "reference_digest",

@@ -75,5 +75,9 @@ def location(run: str) -> str:
 
 def is_dead(where: str) -> bool:
     """Whether a location is of this machine and nobody trains there."""
-    host, _, folder = where.partition(":")
-    return host == socket.gethostname() and not is_locked(Path(folder))
+    return is_here(where) and not is_locked(Path(where.partition(":")[2]))
+
+
+def is_here(where: str) -> bool:
+    """Whether a location is of this machine."""
+    return where.partition(":")[0] == socket.gethostname()
