@@ -51,6 +51,7 @@ image = base64.b64encode(open("photo.jpg", "rb").read()).decode()
 print(model.predict(pandas.DataFrame({{"image": [image]}})))"""
 CURL = """\
 mlflow models serve -m models:/{name}@champion --env-manager local -p 5001
+# in another terminal:
 (printf '{{"dataframe_records": [{{"image": "'; base64 < photo.jpg; printf '"}}]}}') |
   curl -s localhost:5001/invocations -H 'Content-Type: application/json' -d @-"""
 
