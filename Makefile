@@ -29,7 +29,7 @@ endif
 	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > .venv/uv.txt
 	python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	uv pip sync --quiet --python .venv --compile-bytecode --require-hashes $(LOCK)
-	@printf '%s\n' 'PYTHON ?= $(PYTHON)' 'GPU ?= $(GPU)' "FOLDER := $$(pwd -P)" 'CHOSEN = $(PYTHON) $(LOCK) $$(FOLDER)' > .venv/chosen.mk
+	@printf '%s\n' 'PYTHON ?= $(PYTHON)' 'GPU ?= $(GPU)' "FOLDER := $$(pwd -P | sed 's/[$$]/&&/g; s/#/\\#/g')" 'CHOSEN = $(PYTHON) $(LOCK) $$(FOLDER)' > .venv/chosen.mk
 	@touch $@
 
 setup-export: setup ## also what ONNX files need, and TFLite Micro

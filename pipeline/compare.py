@@ -17,7 +17,7 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.records import exports, record, references
 from pipeline.records.record import Record
 from pipeline.report import cards, comparison_plots, markdown, recorded, terminal
-from pipeline.report.comparison import OVER_SEEDS, SPLITS, compare
+from pipeline.report.comparison import OVER_SEEDS, compare
 from pipeline.report.comparison_plots import History
 from pipeline.report.page import build, images
 from pipeline.system import command
@@ -76,7 +76,7 @@ def _missing(loaded: Record) -> list[str]:
     return [
         *(key for key in metrics if key not in loaded.evaluation),
         *(key for key in environment if key not in loaded.training.environment),
-        *(key for key in SPLITS if not isinstance(loaded.training.params.get(key), int)),
+        *(key for key in record.SPLITS if not isinstance(loaded.training.params.get(key), int)),
     ]
 
 
@@ -89,11 +89,12 @@ def read_predictions(records: dict[str, Record]) -> dict[str, Predictions]:
     found = {run: predictions.read(loaded.folder, loaded.evaluation) for run, loaded in records.items()}
     first = next(iter(found))
     for run, other in found.items():
-        if not np.array_equal(found[first].test_labels, other.test_labels):
-            raise PipelineError(
-                f"runs {first!r} and {run!r} were evaluated on different test images: "
-                f"make them with `dvc repro evaluate@{first} evaluate@{run}`"
-            )
+        for split in ("test", "val"):
+            if not np.array_equal(getattr(found[first], f"{split}_labels"), getattr(other, f"{split}_labels")):
+                raise PipelineError(
+                    f"runs {first!r} and {run!r} were evaluated on different {split} images: "
+                    f"make them with `dvc repro evaluate@{first} evaluate@{run}`"
+                )
     return found
 
 

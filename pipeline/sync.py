@@ -28,7 +28,7 @@ def sync_records() -> None:
     runs = [run for run in loaded if run.training.status != "running"]  # killed; it will resume, or be made anew
     published = references.names()
     tags = from_comparison(run_tags.by_run) if COMPARISON.exists() else {}
-    compared = {run.run: tags[run.run] for run in runs if run.run in tags}
+    compared = {run.run: tags[run.run] for run in runs if run.run in tags and not tracking.is_copied(run)}
     digests = [run.digest() for run in runs] + [tracking.reference_digest(name) for name in published]
     digests += [tracking.comparison_digest(run, compared[run.run]) for run in runs if run.run in compared]
     is_page_shown = PAGE.exists() and not command.in_temporary_copy()  # of one try, not of the records
@@ -69,7 +69,7 @@ def registered(runs: list[Record]) -> list[Champion] | None:
         return None
     if any(file.startswith("pipeline/") for file in provenance.read().changed):  # code goes with the model
         return None
-    if not all(run.training.comparable for run in chosen.values()):
+    if not all(run.comparable for run in chosen.values()):
         return None
     champions = []
     for budget, run in chosen.items():

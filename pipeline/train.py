@@ -197,7 +197,7 @@ def begin_or_resume(
     if found:
         log = record.resume(run, found.training, found.history)
         return log, found if found.epoch else None
-    log = record.begin(run, config.runs[run].recipe, config.flat(run), config.data.comparable, environment)
+    log = record.begin(run, config.runs[run].recipe, config.flat(run), environment)
     write_checkpoint(log, mark, [])  # killed before its first epoch ends, it resumes in the same MLflow run
     return log, None
 

@@ -57,7 +57,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     Raises:
         PipelineError: the record is not of params.yaml's values, or of other data.
     """
-    log = record.load(run)
+    log = record.load_finished(run)
     config = params.read()
     recorded, ours = log.training.params, config.flat(run)
     if differing := [key for key in recorded if recorded[key] != ours.get(key)]:

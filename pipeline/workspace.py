@@ -138,20 +138,25 @@ def copy(workspace: Path, tree: dict[str, Any]) -> None:
     files.write(workspace / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
     (workspace / ".dvc").mkdir(exist_ok=True)
     shutil.copy2(".dvc/config", workspace / ".dvc/config")
-    local = f"[core]\n    no_scm = true\n[cache]\n    dir = {Path('.dvc/cache').resolve()}\n"
+    local = f'[core]\n    no_scm = true\n[cache]\n    dir = "{Path(".dvc/cache").resolve()}"\n'
     files.write(workspace / ".dvc/config.local", local)
 
 
 def reproduce(workspace: Path, targets: list[str]) -> int:
     """Runs `dvc repro` in the copy; returns its exit status. What ends this process ends DVC and its stages too."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if source := environment.get("CIFAR10_SOURCE"):
+        environment["CIFAR10_SOURCE"] = os.path.abspath(os.path.expanduser(source))
     # DVC ignores Ctrl-C while a stage runs and leaves the stage alive when it is terminated: so both are told.
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
     )
+    sent = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+        del sent[signal.SIGHUP]
     before = {
-        number: signal.signal(number, lambda number, _: os.killpg(process.pid, number))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda number, _: os.killpg(process.pid, sent[signal.Signals(number)]))
+        for number in sent
     }
     try:
         status = process.wait()

@@ -78,6 +78,14 @@ def test_cheapest_of_several_within_the_margin_wins_then_the_higher_mean_then_th
     assert (tied["recipe"], tied["others"]) == ("a", {"z": "it ties with a, whose name comes first"})
 
 
+def test_recipe_of_unknown_cost_that_a_cheaper_one_overtook_with_the_leader_says_so():
+    found = chosen(a=recipe(0.86), b=recipe(0.8595, multiply_adds=None), c=recipe(0.859, multiply_adds=8_000_000))
+    assert found["recipe"] == "c"
+    assert found["others"]["b"] == (
+        "c is within 0.2 points of the best mean and cheaper, as far as is known: its own multiply-adds are not"
+    )
+
+
 def test_limits_are_kept_and_test_accuracy_is_no_limit():
     found = chosen(big=recipe(0.99, parameters=101), long=recipe(0.99, epochs=51), fits=recipe(0.8, test_accuracy=0.1))
     assert found["recipe"] == "fits"

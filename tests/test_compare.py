@@ -350,7 +350,7 @@ def test_mean_equal_to_the_accuracy_to_beat_fails_and_one_more_image_passes(offs
     for images, passes in ((0, False), (1, True)):
         runs = [{**METRICS, "test_accuracy": count / 10_000} for count in [right[0] + images, *right[1:]]]
         keys = ("test_loss", "val_accuracy", "val_loss", "test_accuracy_flip", "calibration_error", "multiply_adds")
-        others = dict.fromkeys((*keys, "training_minutes", "images_per_second"), 0)
+        others = dict.fromkeys((*keys, "training_minutes", "images_per_second"), 0) | {"origin": ["", "CPU"]}
         figures = comparison.over_seeds([run | others for run in runs])
         assert comparison.within(BUDGET, figures)["passes"] is passes
 
@@ -379,6 +379,15 @@ def test_nothing_to_hold_against_is_no_failure():
     write_run("custom-0")
     compare.main()
     assert json.loads(Path("report/comparison.json").read_text())["budgets"] == {}
+
+
+def test_run_that_was_evaluated_on_other_test_images_than_it_was_trained_with_is_labelled_by_those():
+    list_runs("custom-0")
+    write_run("custom-0", test_images=1_000)
+    assert not compared()["comparable"]
+    assert compared()["runs"][0]["origin"][-1] == "45,000/5,000/1,000"
+    write_run("custom-0", comparable=False, test_images=10_000)
+    assert not compared()["comparable"]
 
 
 def test_one_run_on_a_subset_labels_everything(capsys, monkeypatch):
@@ -683,6 +692,9 @@ def test_times_of_different_machines_are_not_compared(capsys):
     where = f"{machine}, bfloat16: custom, compact; {machine}, float32: custom."
     assert f"{said} {where}" in " ".join(printed(capsys).split())
     assert f"{said} {where}" in markdown.page(compared())
+    minutes = {name: row["training_minutes"] for name, row in compared()["recipes"].items()}
+    assert minutes == {"custom": None, "compact": 2.0}
+    assert "| custom | 24.0 | 2 | – | – |" in markdown.page(compared())  # noqa: RUF001
 
 
 def test_times_of_files_on_different_processors_are_not_compared():

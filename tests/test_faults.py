@@ -349,12 +349,12 @@ def test_checkpoint_of_other_params_is_not_used(change, words, longer):
     (longer / "params.yaml").write_text(yaml.safe_dump(tree))
     said = finish(longer)
     assert words in said
-    assert "goes on" not in said
+    assert "resumes after" not in said
 
 
 def record_precision(project: Path) -> str:
     (file, *_) = sorted((project / "checkpoints/custom-0").glob("*.ckpt"))
-    return checkpoint.read(file).identity["precision"]
+    return checkpoint.read(file).fingerprint["precision"]
 
 
 def stopped_after(project: Path, epoch: int) -> list[Path]:

@@ -8,7 +8,7 @@ import pytest
 from pipeline import sync
 from pipeline.records import record
 from pipeline.system.file_lock import file_lock
-from pipeline.tracking import pending, project_run, store
+from pipeline.tracking import address, pending, project_run, store
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def parent() -> str:
 def train(workspace: Path, run: str = "custom-0", ends: str | None = "finished") -> record.Record:
     with contextlib.chdir(workspace):
         params = {"model": "custom", "seed": 0, "epochs": 1, "train_images": 500, "val_images": 100}
-        log = record.begin(run, "custom", params, False, {"commit": "abc", "dirty": True, "data_hash": "1"})
+        log = record.begin(run, "custom", params, {"commit": "abc", "dirty": True, "data_hash": "1"})
         log.add_epoch({"epoch": 1, "loss": 1.0, "accuracy": 0.1, "val_loss": 2.0, "val_accuracy": 0.2}, 1.0, 100.0)
         if ends:
             log.end(ends)
@@ -113,6 +113,19 @@ def test_results_that_the_store_lacks_survive_the_next_use_of_the_workspace(work
     assert [path.name for path in workspace.iterdir()] == ["data"]
     sync.main()
     assert by_name()["custom-0"].info.status == "FINISHED"
+
+
+def test_note_of_a_store_that_moved_with_the_repository_is_completed(workspace, project, monkeypatch):
+    monkeypatch.setattr(address, "root", lambda: Path.cwd())
+    start(workspace, monkeypatch, "custom-0")
+    train(workspace)
+    moved = project.with_name("moved")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved}/mlflow.db")
+    store.reconnect()
+    pending.complete_all()
+    assert not (workspace / pending.NOTE).exists()
 
 
 def test_note_holds_no_password(workspace, monkeypatch):

@@ -1,6 +1,7 @@
 """The page in MLflow: one run of the experiment holds it, and the description links it."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from factories import list_runs, write_run
 
 from pipeline import sync
 from pipeline.system import command
-from pipeline.tracking import experiment, runs, store
+from pipeline.tracking import address, experiment, runs, store
 
 
 @pytest.fixture
@@ -69,6 +70,23 @@ def test_page_of_one_experiment_does_not_take_its_place(page, monkeypatch):
     monkeypatch.setattr(command, "in_temporary_copy", lambda: True)
     sync.main()
     assert summary()[1] == "<title>first</title>"
+
+
+def test_page_of_a_workspace_does_not_take_the_place_of_the_repositorys_and_may_take_that_of_its_own(page, monkeypatch):
+    folder = Path.cwd() / ".workspaces/x"
+    shutil.copytree(".", folder, ignore=shutil.ignore_patterns(".workspaces", "mlflow.db", "mlruns"))
+    monkeypatch.setattr(address, "root", Path.cwd)
+    sync.main()
+    monkeypatch.setattr(address, "root", lambda: folder.parents[1])
+    monkeypatch.chdir(folder)
+    Path("report/index.html").write_text("<title>workspace</title>")
+    sync.main()
+    assert summary()[1] == "<title>first</title>"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of its own")
+    for html in ("<title>second</title>", "<title>third</title>"):
+        Path("report/index.html").write_text(html)
+        sync.main()
+        assert summary()[1] == html
 
 
 def test_without_a_page_there_is_no_summary_run(project):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,8 +30,7 @@ def log(project) -> record.Record:
     made = record.begin(
         "custom-0",
         "custom",
-        {"model": "custom", "seed": 0, "epochs": 3, "train_images": 45000, "val_images": 5000},
-        True,
+        {"model": "custom", "seed": 0, "epochs": 3, "train_images": 45000, "val_images": 5000} | {"test_images": 10000},
         {"commit": "abc", "dirty": False, "data_hash": "123", "device": "CPU", "precision": "float32"},
     )
     for epoch in (1, 2, 3):
@@ -214,6 +214,25 @@ def test_other_evaluation_of_the_same_training_replaces_the_run(log):
     assert [step for step, *_ in metrics["loss"]] == [1, 2, 3]
 
 
+def test_other_evaluation_of_a_copied_record_leaves_the_recorded_run(log, tmp_path, monkeypatch, capsys):
+    tracking.sync_run(log)
+    before = state()
+    copy = tmp_path / ".workspaces/x"
+    shutil.copytree("results", copy / "results")
+    monkeypatch.setattr(address, "root", lambda: tmp_path)
+    monkeypatch.chdir(copy)
+    copied = record.load("custom-0")
+    assert tracking.is_copied(copied)
+    copied.evaluation["test_accuracy"] = 0.7
+    tracking.sync_run(copied)
+    assert state() == before
+    assert "MLflow keeps the recorded results of custom-0, not those of this evaluation" in capsys.readouterr().err
+    copied.training.record_id = "trained there"
+    assert not tracking.is_copied(copied)
+    monkeypatch.chdir(tmp_path)
+    assert not tracking.is_copied(record.load("custom-0"))
+
+
 def test_other_speed_of_the_same_evaluation_keeps_the_run_and_shows_the_later_one(log):
     tracking.sync_run(log)
     before = all_runs()[0].info.run_id
@@ -261,7 +280,7 @@ def test_run_of_a_dead_process_is_ended_by_the_sync_stage(log, project):
 
 
 def begun(log, name) -> record.Record:
-    return record.begin(name, "custom", log.training.params, True, log.training.environment)
+    return record.begin(name, "custom", log.training.params, log.training.environment)
 
 
 def test_run_that_goes_on_is_the_same_run(log):
@@ -318,7 +337,8 @@ def test_note_says_what_the_run_is_and_what_came_of_it(log):
 def test_run_that_ended_early_says_why_until_it_resumes(log, status):
     rows, logs = log.history, log.training.epochs
     log.history, log.training.epochs = rows[:2], logs[:2]
-    log.evaluation, log.speed, log.training.comparable = {}, {}, False
+    log.evaluation, log.speed = {}, {}
+    log.training.params["train_images"] = 1_000
     log.end(status, "interrupted by Ctrl-C")
     tracking.sync_run(log, live=True)
     tags = all_runs()[0].data.tags

@@ -32,7 +32,6 @@ def trace(name="this code", digests=("a", "b"), states=None, environment=HERE, *
         model="custom",
         seed=0,
         params={},
-        comparable=True,
         started_ms=0,
         ended_ms=1,
         epochs=[
@@ -108,6 +107,13 @@ class TestAgainstRecord:
         other.training.params = {"learning_rate": 0.5}
         with pytest.raises(PipelineError, match=r"learning_rate is 0.01 in params.yaml and 0.5 in the record"):
             recorded(other, trace())
+
+    @pytest.mark.parametrize("status", ["killed", "failed", "running"])
+    def test_record_that_is_not_finished_is_refused(self, recorded, status):
+        theirs = trace()
+        theirs.training.status = status
+        with pytest.raises(PipelineError, match=f"custom-0 is {status}, not finished"):
+            recorded(theirs, None)
 
     def test_record_of_other_data_is_refused_before_training(self, recorded):
         with pytest.raises(PipelineError, match="the data is not that of the record"):

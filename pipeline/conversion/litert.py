@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class ConversionError(ValueError):
 
 def float32(model: keras.Model) -> bytes:
     """The model as it is. Raises ConversionError."""
-    return _convert(rewrite.one_image(model), model, {})
+    return _convert(rewrite.one_image, model, {})
 
 
 def int8(model: keras.Model, images: np.ndarray) -> bytes:
@@ -45,7 +46,7 @@ def int8(model: keras.Model, images: np.ndarray) -> bytes:
         "inference_input_type": tf.uint8,
         "inference_output_type": tf.uint8,
     }
-    return _convert(rewrite.for_integers(model), model, options, [tf.lite.OpsSet.TFLITE_BUILTINS_INT8])
+    return _convert(rewrite.for_integers, model, options, [tf.lite.OpsSet.TFLITE_BUILTINS_INT8])
 
 
 def load(content: bytes, threads: int) -> LiteRTModel:
@@ -57,16 +58,19 @@ def load(content: bytes, threads: int) -> LiteRTModel:
 
 
 def _convert(
-    rewritten: keras.Model, model: keras.Model, options: dict[str, Any], ops: list[Any] | None = None
+    rewritten: Callable[[keras.Model], keras.Model],
+    model: keras.Model,
+    options: dict[str, Any],
+    ops: list[Any] | None = None,
 ) -> bytes:
-    """The file of a rewritten model; errors name the layers of the original."""
+    """The file of a model that is rewritten; errors name the layers of the original."""
     import tensorflow as tf
 
     # The converter writes all its variables to stderr, and what goes wrong into its error too.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), stderr.filtered(lambda line: True):
         warnings.simplefilter("ignore")
         try:
-            converter = tf.lite.TFLiteConverter.from_keras_model(rewritten)
+            converter = tf.lite.TFLiteConverter.from_keras_model(rewritten(model))
             for name, value in options.items():
                 setattr(converter, name, value)
             if ops:

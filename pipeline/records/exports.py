@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from pipeline.records import files, record
 from pipeline.records.files import Content
 from pipeline.system.command import PipelineError
@@ -42,7 +40,7 @@ class _Compared(_Export):
 
 
 class _Speed(Content):
-    latency_ms: dict[str, record.Measure] = Field(default_factory=dict)
+    latency_ms: dict[str, record.Measure]
     threads: record.Count
     processor: str
 
@@ -80,6 +78,8 @@ def evaluated(run: str) -> dict[str, Any]:
         PipelineError: as `read`.
     """
     export, speed = read(run, _Compared), files.read_json(folder(run) / "speed.json", _Speed)
-    kinds = {kind: export[kind] and {**export[kind], "latency_ms": speed["latency_ms"].get(kind)} for kind in FILES}
+    if missing := [kind for kind in FILES if export[kind] and kind not in speed["latency_ms"]]:
+        raise PipelineError(f"{folder(run)}/speed.json lacks the latency of {missing[0]}: {fix(run)}")
+    kinds = {kind: export[kind] and {**export[kind], "latency_ms": speed["latency_ms"][kind]} for kind in FILES}
     of_all = {"without_int8": export["without_int8"], "violations": export["violations"]}
     return {"run": run, **kinds, **of_all, "threads": speed["threads"], "processor": speed["processor"]}

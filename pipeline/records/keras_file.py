@@ -1,11 +1,13 @@
 """A Keras model as a `.keras` file whose bytes are a function of the model alone."""
 
+import io
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.records import files
 
 if TYPE_CHECKING:
     import keras
@@ -18,21 +20,20 @@ def save(model: "keras.Model", path: Path) -> None:
     """
     import keras
 
-    written, partial = path.with_name(".written.keras"), path.with_name(f".{path.name}.partial")
+    written, content = path.with_name(".written.keras"), io.BytesIO()
     try:
         keras.saving.save_model(model, written)
-        with zipfile.ZipFile(written) as source, zipfile.ZipFile(partial, "w") as target:
+        with zipfile.ZipFile(written) as source, zipfile.ZipFile(content, "w") as target:
             for name in source.namelist():
-                content = source.read(name)
+                entry = source.read(name)
                 if name == "metadata.json":
-                    content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+                    entry = json.dumps(json.loads(entry) | {"date_saved": "1980-01-01@00:00:00"}).encode()
                 if name == "config.json":
-                    content = _with_counted_ids(content)
-                target.writestr(zipfile.ZipInfo(name), content)
-        os.replace(partial, path)
+                    entry = _with_counted_ids(entry)
+                target.writestr(zipfile.ZipInfo(name), entry)
     finally:
         written.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+    files.write(path, content.getvalue())
 
 
 def _with_counted_ids(config: bytes) -> bytes:

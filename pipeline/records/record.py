@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipeline.records.files import MAX_BYTES, Content, parse, read, read_json, sha256, write, write_json
 from pipeline.system.command import PipelineError, shown
+from pipeline.training.cifar10 import TEST_IMAGES, TRAIN_IMAGES
 
 DATA = Path("data/cifar10")
 RESULTS = Path("results")
@@ -29,6 +30,7 @@ EVALUATION_FILES = (
     "probabilities.npz",
     "speed.json",
 )
+SPLITS = ("train_images", "val_images", "test_images")
 NOT_COMPARABLE = "quick: not comparable with the published figures"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -65,7 +67,6 @@ class Training(Content):
     model: str
     seed: int
     params: dict[str, str | int | float | bool]
-    comparable: bool
     started_ms: Milliseconds
     ended_ms: Milliseconds | None
     epochs: list[EpochLog]
@@ -124,6 +125,18 @@ class Record:
         return self.training.run
 
     @property
+    def images(self) -> dict[str, int]:
+        """How many images each split had; the test images may have been others since training."""
+        evaluated = {"test_images": self.evaluation["test_images"]} if "test_images" in self.evaluation else {}
+        return {key: int((self.training.params | evaluated).get(key, 0)) for key in SPLITS}
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all images were used, as the published results use them."""
+        train, val, test = self.images.values()
+        return train + val == TRAIN_IMAGES and test == TEST_IMAGES
+
+    @property
     def model_file(self) -> Path:
         """The trained model."""
         return self.folder / "model.keras"
@@ -173,7 +186,7 @@ class Record:
         return sha.hexdigest()[:32]
 
 
-def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, environment: dict[str, Any]) -> Record:
+def begin(run: str, recipe: str, params: dict[str, Any], environment: dict[str, Any]) -> Record:
     """A new record, on disk. `params`: flat, as MLflow gets them; `environment`: commit, device, versions, …"""
     training = Training(
         record_id=uuid.uuid4().hex,
@@ -183,7 +196,6 @@ def begin(run: str, recipe: str, params: dict[str, Any], comparable: bool, envir
         model=params["model"],
         seed=params["seed"],
         params=params,
-        comparable=comparable,
         started_ms=now_ms(),
         ended_ms=None,
         epochs=[],

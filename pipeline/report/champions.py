@@ -105,12 +105,12 @@ def _few_seeds(row: dict[str, Any], rule: params.Champion) -> str:
 def _why_not(row: dict[str, Any], name: str, champion: dict[str, Any], rule: params.Champion) -> str:
     behind = _behind(row, champion)
     costs = row["multiply_adds"], champion["multiply_adds"]
+    cheaper = f"{name} is within {100 * rule.margin:g} points of the best mean and cheaper"
     if behind <= 0 and None not in costs and costs[0] != costs[1]:
         ours, theirs = (f"{cost / 1e6:.1f} M" for cost in costs)
-        return (
-            f"{name} is within {100 * rule.margin:g} points of the best mean and cheaper: "
-            f"{theirs} multiply-adds, not {ours}"
-        )
+        return f"{cheaper}: {theirs} multiply-adds, not {ours}"
+    if behind <= 0 and costs[0] is None and costs[1] is not None:
+        return f"{cheaper}, as far as is known: its own multiply-adds are not"
     if behind == 0:
         return f"it ties with {name}, whose name comes first"
     return f"its mean validation accuracy is {_points(behind)} lower than that of {name}"

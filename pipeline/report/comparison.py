@@ -18,7 +18,6 @@ from pipeline.records.record import Record
 from pipeline.report import champions, statistics
 from pipeline.training.cifar10 import CLASS_NAMES
 
-SPLITS = ("train_images", "val_images", "test_images")
 OVER_SEEDS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 DIFFERENCE = 0.003  # whose number of seeds is told
 MOST_CONFUSIONS = 5  # that are told
@@ -76,7 +75,8 @@ def run_metrics(run: Record) -> dict[str, Any]:
     training, evaluation, environment = run.training, run.evaluation, run.training.environment
     seconds = [epoch.epoch_seconds for epoch in training.epochs]
     return {
-        **{key: getattr(training, key) for key in ("run", "recipe", "seed", "comparable")},
+        **{key: getattr(training, key) for key in ("run", "recipe", "seed")},
+        "comparable": run.comparable,
         **{key: evaluation[key] for key in (*OVER_SEEDS, "test_accuracy_flip", "calibration_error")},
         **{key: evaluation[key] for key in ("parameters", "multiply_adds", "epochs")},
         "training_minutes": round(len(seconds) * median(seconds) / 60, 2),  # an hour of a busy machine does not count
@@ -88,13 +88,16 @@ def run_metrics(run: Record) -> dict[str, Any]:
             f"{environment['device']} ({environment['threads']} threads), "
             f"{environment['processor']}, {environment['precision']}",
             f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}",
-            "/".join(f"{training.params[split]:,}" for split in SPLITS),
+            "/".join(f"{images:,}" for images in run.images.values()),
         ],
     }
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One recipe: means over its runs; with two or more, standard deviations and 95 % intervals of the means."""
+    """One recipe: means over its runs; with two or more, standard deviations and 95 % intervals of the means.
+
+    Times of different machines have no mean.
+    """
     row: dict[str, Any] = {"seeds": len(runs)}
     for key in OVER_SEEDS:
         values = [run[key] for run in runs]
@@ -103,8 +106,11 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         row[key] = round(mean(values), 6)
         row[f"{key}_std"] = round(float(np.std(values, ddof=1)), 6) if several else None
         row[f"{key}_interval"] = _interval(statistics.over_seeds(values)) if several else None
-    for key in ("test_accuracy_flip", "calibration_error", "training_minutes", "images_per_second"):
+    for key in ("test_accuracy_flip", "calibration_error"):
         row[key] = round(mean(run[key] for run in runs), 6)
+    one_machine = len({run["origin"][1] for run in runs}) == 1
+    for key in ("training_minutes", "images_per_second"):
+        row[key] = round(mean(run[key] for run in runs), 6) if one_machine else None
     return row | {key: runs[0][key] for key in ("parameters", "multiply_adds", "epochs")}  # equal in all of them
 
 

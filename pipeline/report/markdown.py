@@ -5,7 +5,8 @@ from typing import Any
 from pipeline.report import findings, tables
 
 HOW = """\
-- Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ only in their seed.
+- Accuracy is that of the final weights: no epoch was chosen. The n runs of a recipe differ in their seed, and in
+  precision or machine where the table below says so: machines round differently.
 - The validation images are held out of the training images, equally many of each class; choices are made on them. The
   test images are read only after training, by `evaluate` and `export`; no model is selected by them. The published work
   used them as its validation split, so its choices may have been influenced by them.
@@ -13,7 +14,7 @@ HOW = """\
 - Parameters include the moving statistics of batch normalization; multiply-adds are those of convolutions and dense
   layers, for one image.
 - Training minutes: the number of epochs times the median epoch, which discounts hours in which the machine was busy.
-  Images/s: the median over the epochs, in training. Means over the n runs, on the devices below.
+  Images/s: the median over the epochs, in training. Means over the n runs, if one machine trained them.
 - Which run classifies which image correctly is in `results/<run>/probabilities.npz`; the formulas and their sources are
   in `pipeline/report/statistics.py`, and how often its intervals cover the truth in `benchmarks/coverage.json`."""
 

@@ -18,7 +18,7 @@ from pipeline.tracking.registry import Champion, sync_champions
 from pipeline.tracking.runs import is_dead, is_here, location
 from pipeline.tracking.summary import page_digest, sync_page
 from pipeline.tracking.sweep import begin_sweep, end_sweep
-from pipeline.tracking.sync import end_dead_runs, in_sync, sync_run
+from pipeline.tracking.sync import end_dead_runs, in_sync, is_copied, sync_run
 
 __all__ = [
     "Champion",
@@ -31,6 +31,7 @@ __all__ = [
     "end_sweep",
     "file_store_warning",
     "in_sync",
+    "is_copied",
     "is_dead",
     "is_here",
     "location",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.records import files, record
 from pipeline.system.command import PipelineError
-from pipeline.system.file_lock import is_locked
+from pipeline.system.file_lock import file_lock
 from pipeline.tracking import address
 from pipeline.tracking.sync import sync_run
 
@@ -29,14 +29,18 @@ class _Noted(files.Content):
 def note(workspace: Path, runs: list[str]) -> None:
     """Notes which runs a workspace is about to log, and where. Not the store's address, which may hold a password."""
     environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    noted = _Noted(runs=runs, began_ms=record.now_ms(), store=address.shown(), environment=environment)
+    noted = _Noted(runs=runs, began_ms=record.now_ms(), store=_store(), environment=environment)
     files.write_json(workspace / NOTE, noted.model_dump())
 
 
 def complete_all() -> None:
     """Completes the store from every workspace that nobody works in now."""
     for path in sorted(WORKSPACES.glob(f"*/{NOTE}")):
-        if not is_locked(path.parent):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(path.parent, ""))
+            except PipelineError:  # it is in use, and completes itself
+                continue
             complete(path.parent)
 
 
@@ -46,8 +50,9 @@ def complete(workspace: Path) -> bool:
         return True
     try:
         noted = files.parse(json.loads(files.read(workspace / NOTE, files.MAX_BYTES)), _Noted)
-        if noted.store != address.shown():
-            raise PipelineError(f"they are for the one at {noted.store}; set MLFLOW_TRACKING_URI to it")
+        if noted.store not in (_store(), address.shown()):
+            where = noted.store if "://" in noted.store else (address.root() / noted.store).resolve()
+            raise PipelineError(f"they are for the one at {where}; set MLFLOW_TRACKING_URI to it")
         with contextlib.chdir(workspace), _environment(noted.environment):
             found = [record.load(run) for run in noted.runs if (record.RESULTS / run / "training.json").exists()]
             ended = [log for log in found if log.training.status != "running"]  # the others resume
@@ -60,6 +65,12 @@ def complete(workspace: Path) -> bool:
         return False
     (workspace / NOTE).unlink()
     return True
+
+
+def _store() -> str:
+    """The store, as notes name it: one in the repository's folder moves with it."""
+    database = address.database()
+    return os.path.relpath(database, address.root()) if database else address.shown()
 
 
 def set_aside(workspace: Path) -> None:

@@ -51,8 +51,9 @@ class PhotoClassifier(PythonModel):
 
 def _decoded(text: Any) -> bytes:
     try:
+        text = text.decode("ascii") if isinstance(text, bytes) else text  # as `base64.b64encode` gives it
         return base64.b64decode("".join(text.split()), validate=True)  # `base64` breaks its lines
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         raise ImageError(NO_BASE64) from None
 
 

@@ -94,7 +94,7 @@ def _sync(champions: list[Champion]) -> None:
     for champion in champions:
         _sync_champion(champion)
     client, names = store.client(), {champion.name for champion in champions}
-    for model in client.search_registered_models():
+    for model in store.pages(client.search_registered_models):
         is_ours = model.tags.get(EXPERIMENT) == experiment.name()
         if is_ours and model.name not in names and ALIAS in model.aliases:
             client.delete_registered_model_alias(model.name, ALIAS)

@@ -5,10 +5,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.system.command import shortened
 from pipeline.tracking import address, embedded, relocation
@@ -105,6 +105,15 @@ def failures() -> tuple[type[Exception], ...]:
     )
 
 
+def pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search of MLflow's client finds, page by page."""
+    found = search()
+    yield from found
+    while found.token:
+        found = search(page_token=found.token)
+        yield from found
+
+
 def reconnect() -> None:
     """Forgets the store's failures and its connection: the next call tries again."""
     _pause.seconds, _pause.until = FIRST_PAUSE, 0.0
@@ -124,8 +133,11 @@ def client() -> "MlflowClient":
         embedded.create(database)
     elif database and relocation.is_moved(database):
         relocation.follow(database)
-    made = MlflowClient(address.store_uri())
-    made.search_experiments(max_results=1)
+    try:
+        made = MlflowClient(address.store_uri())
+        made.search_experiments(max_results=1)
+    except ImportError as error:  # of the driver that a database's address names
+        raise OSError(f"{error}: install it, or correct {address.VARIABLE}") from None
     if database:
         relocation.mark(database)
     return made

@@ -3,11 +3,14 @@
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pipeline.records.files import read_json
 from pipeline.records.record import Record
+from pipeline.system.command import PipelineError
 from pipeline.tracking import address, comparison, embedded, experiment, model, registry, relocation, runs, store, tags
 
 if TYPE_CHECKING:
@@ -33,6 +36,17 @@ def sync_run(record: Record, live: bool = False, with_model: bool = True) -> str
         The MLflow run's id, or None if the store failed.
     """
     return store.attempt(f"log {record.run}", lambda: _sync_run(record, live, with_model))
+
+
+def is_copied(record: Record) -> bool:
+    """Whether this is a copy of a record of the repository, in a workspace or an experiment: others log that one."""
+    original = address.root() / record.folder / "training.json"
+    if original.resolve() == (record.folder / "training.json").resolve():
+        return False
+    try:
+        return read_json(original).get("record_id") == record.id
+    except PipelineError:  # it is not there, or damaged
+        return False
 
 
 def end_dead_runs() -> None:
@@ -82,6 +96,9 @@ def _sync_run(record: Record, live: bool, with_model: bool) -> str:
     run = runs.find(experiment_id, record.id)
     if run and any(run.data.metrics.get(key, value) != value for key, value in evaluation.items()):
         # Evaluated anew with other results: MLflow would keep both values. Speed differs each time, and may.
+        if is_copied(record):
+            print(f"MLflow keeps the recorded results of {record.run}, not those of this evaluation", file=sys.stderr)
+            return run.info.run_id
         client.delete_run(run.info.run_id)
         run = None
     if run is None:

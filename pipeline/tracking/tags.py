@@ -18,7 +18,7 @@ def of(record: Record, live: bool) -> dict[str, str]:
     tags |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in environment.items()}
     tags |= {"mlflow.source.git.commit": str(environment["commit"]), "mlflow.source.name": f"train@{record.run}"}
     tags |= {"mlflow.source.type": "LOCAL"}
-    if not training.comparable:
+    if not record.comparable:
         tags["comparable"] = "false"
     if not live:
         return tags | REPLAYED
@@ -40,7 +40,7 @@ def note(record: Record) -> str:
     """What the run is and, when it has ended, what came of it."""
     training, evaluation = record.training, record.evaluation
     lines = [_beginning(record)]
-    if not training.comparable:
+    if not record.comparable:
         lines.append(f"{records.NOT_COMPARABLE}.".capitalize())
     if training.status in ("failed", "killed"):
         lines.append(runs.end_note(training.status, training.end_reason))
