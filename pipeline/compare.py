@@ -60,6 +60,8 @@ def load(config: params.Params) -> dict[str, Record]:
                 problem = f"has the status {status!r}"
             elif (recipe, seed) != (listed.recipe, listed.seed):
                 problem = f"was trained as recipe {recipe!r} with seed {seed}, not as params.yaml lists it"
+            elif other := _other_param(loaded, config.flat(run)):
+                problem = f"was trained with {other}"
             elif not loaded.evaluation:
                 problem = "is not evaluated"
             elif missing := _missing(loaded):
@@ -67,6 +69,14 @@ def load(config: params.Params) -> dict[str, Record]:
         if problem:
             raise PipelineError(f"run {run!r} {problem}: make it with `dvc repro evaluate@{run}`")
     return records
+
+
+def _other_param(loaded: Record, ours: dict[str, Any]) -> str | None:
+    """What a run was trained with that params.yaml says otherwise; nothing learns from the test images."""
+    for key, value in loaded.training.params.items():
+        if key != "test_images" and ours.get(key) != value:
+            return f"{key} {value!r}, and params.yaml has {ours.get(key)!r}"
+    return None
 
 
 def _missing(loaded: Record) -> list[str]:

@@ -47,6 +47,13 @@ def probabilities_npz(test_accuracy, val_accuracy, errors_seed=None):
     return predictions.encode(*arrays)
 
 
+def _params(run):
+    """Those of a run that params.yaml lists, or few."""
+    few = {"epochs": 2, "train_images": 45_000, "val_images": 5_000, "test_images": 10_000}
+    config = params.read() if Path("params.yaml").exists() else None
+    return config.flat(run) if config and run in config.runs else few
+
+
 def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **evaluation):
     """The record of a run `<recipe>-<seed>`: two epochs, of 30 and 90 seconds."""
     folder = Path("results") / run
@@ -63,8 +70,7 @@ def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **eval
         "recipe": recipe,
         "model": recipe,
         "seed": seed,
-        "params": {"epochs": 2, "val_images": 5_000, "test_images": 10_000}
-        | {"train_images": 45_000 if comparable else 1_000},
+        "params": _params(run),
         "started_ms": 1_795_388_400_000,  # 2026-11-22, 23:00 in UTC
         "ended_ms": 1_795_388_520_000,
         "epochs": [
@@ -85,6 +91,7 @@ def write_run(run, test_accuracy=0.85, comparable=True, errors_seed=None, **eval
     }
     files.write_json(folder / "training.json", training)
     metrics = {"test_accuracy": test_accuracy, "test_accuracy_flip": test_accuracy + 0.01, "test_loss": 0.5}
+    metrics |= {"test_images": 10_000 if comparable else 1_000}
     metrics |= {"val_accuracy": 0.7, "val_loss": 0.6, "calibration_error": 0.05} | NUMBERS | evaluation
     files.write_json(folder / "evaluation.json", metrics)
     npz = probabilities_npz(test_accuracy, metrics["val_accuracy"], errors_seed)

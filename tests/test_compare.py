@@ -381,13 +381,27 @@ def test_nothing_to_hold_against_is_no_failure():
     assert json.loads(Path("report/comparison.json").read_text())["budgets"] == {}
 
 
-def test_run_that_was_evaluated_on_other_test_images_than_it_was_trained_with_is_labelled_by_those():
+def test_run_is_labelled_by_the_images_that_it_was_evaluated_on():
     list_runs("custom-0")
-    write_run("custom-0", test_images=1_000)
+    write_run("custom-0", comparable=False)
     assert not compared()["comparable"]
     assert compared()["runs"][0]["origin"][-1] == "45,000/5,000/1,000"
-    write_run("custom-0", comparable=False, test_images=10_000)
-    assert not compared()["comparable"]
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree["data"]["test_images"] = 1_000
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    write_run("custom-0")  # trained when fewer were asked for, evaluated on all
+    assert compared()["comparable"]
+
+
+def test_run_that_was_trained_with_other_params_is_refused_with_its_command():
+    list_runs("custom-0")
+    write_run("custom-0")
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree["recipes"]["custom"]["learning_rate"] = 0.5
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    said = "run 'custom-0' was trained with learning_rate 0.02, and params.yaml has 0.5: make it with `dvc repro"
+    with pytest.raises(PipelineError, match=said):
+        compared()
 
 
 def test_one_run_on_a_subset_labels_everything(capsys, monkeypatch):
