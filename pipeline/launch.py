@@ -137,7 +137,7 @@ def commit(log: record.Record, mark: dict[str, Any]) -> None:
     done = subprocess.run(asked, stderr=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
         reason = command.shortened(done.stderr)
-        raise PipelineError(f"{log.run} is trained, but `dvc commit` failed: {reason}; the same command goes on")
+        raise PipelineError(f"{log.run} is trained, but `dvc commit` failed: {reason}; the same command resumes it")
 
 
 if __name__ == "__main__":

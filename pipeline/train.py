@@ -283,7 +283,8 @@ def one_line_errors(run: str, recipe: str) -> Iterator[None]:
         raise RecipeError(f"{run}: {error}") from error
     except tf.errors.OpError as error:  # mostly: no memory left, or XLA cannot compile
         reason = " ".join(error.message.split())[:300]
-        raise RecipeError(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
+        kind = RecipeError if isinstance(error, tf.errors.ResourceExhaustedError) else PipelineError
+        raise kind(f"{run}: TensorFlow: {reason}; lower batch_size, or try train.xla: off") from None
     except OSError as error:
         raise PipelineError(f"{run}: {error}; {command.resuming()}") from None
 

@@ -231,7 +231,7 @@ class TestSearch:
         assert f"pruned after epoch {ended.last_step} by the hyperband pruner" in trials.table(again)
         assert set(states(again)) == {"COMPLETE", "PRUNED"}
 
-    @pytest.mark.filterwarnings("error")
+    @pytest.mark.filterwarnings("error:The reported value is ignored")
     def test_trial_that_begins_anew_is_judged_by_epochs_that_were_not_judged_before(self, config):
         study = Study(config, "rate")
         driver = FakeDriver({0: KeyboardInterrupt()})
@@ -305,6 +305,20 @@ class TestSearch:
         assert "warning: rate-trial-0 was taken over by another process meanwhile" in capsys.readouterr().err
         assert study.trials()[0].value == 0.9
 
+    def test_trial_that_another_process_took_over_and_ended_ends_here_and_nothing_else(self, config, capsys):
+        study = Study(config, "rate")
+
+        class Overtaken(FakeDriver):
+            def train(self, run, config, environment, on_epoch, expected):
+                if environment["trial"] == 0 and not self.trained:
+                    study._study.tell(0, 0.5)  # by the other one
+                return super().train(run, config, environment, on_epoch, expected)
+
+        sweep.search(config, study, Overtaken(), 1)
+        assert "warning: rate-trial-0 was taken over by another process meanwhile" in capsys.readouterr().err
+        assert states(study) == ["COMPLETE"] * 6
+        assert study.trials()[0].value == 0.5
+
     def test_database_that_goes_away_is_one_line(self, config, monkeypatch):
         study = Study(config, "rate")
 
@@ -312,7 +326,7 @@ class TestSearch:
             raise StorageInternalError("the server closed\n the connection")
 
         monkeypatch.setattr(study._study, "ask", away)
-        said = "OPTUNA_STORAGE: the server closed the connection; the same command goes on"
+        said = "OPTUNA_STORAGE: the server closed the connection; the same command resumes it"
         with pytest.raises(EngineError, match=said), study.one_line_errors():
             sweep.search(config, study, FakeDriver(), 1)
 

@@ -140,7 +140,7 @@ class RayEngine:
                 raise EngineError(f"no node of the cluster has our versions: {'; '.join(sorted(refused))}")
             if missed > NODE_SECONDS:
                 raise EngineError(
-                    f"no node is left in the cluster since {NODE_SECONDS:.0f} s; the same command goes on"
+                    f"no node is left in the cluster since {NODE_SECONDS:.0f} s; the same command resumes"
                 )
             time.sleep(0.5)
         raise EngineError("stopped")

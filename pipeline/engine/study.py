@@ -125,7 +125,10 @@ class Study:
         """Notes an epoch, unless an earlier attempt at this trial came as far. Raises PrunedError if it is to end."""
         if epoch <= (self._study._storage.get_trial(trial._trial_id).last_step or 0):
             return
-        trial.report(val_accuracy, epoch)
+        try:
+            trial.report(val_accuracy, epoch)
+        except UpdateFinishedTrialError:
+            raise PrunedError("another process took it over, and has ended it") from None
         if epoch < self._epochs and trial.should_prune():
             reason = f"pruned after epoch {epoch} by the {self.sweep.pruner} pruner"
             trial.set_user_attr(PRUNED, reason)  # once asked, hyperband takes it for promoted
@@ -149,7 +152,7 @@ class Study:
             yield
         except DATABASE_ERRORS as error:
             reason = shortened(tracking.without_secrets(str(error)))
-            raise EngineError(f"{VARIABLE}: {reason}; the same command goes on") from None
+            raise EngineError(f"{VARIABLE}: {reason}; the same command resumes it") from None
 
     @contextlib.contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -180,6 +183,9 @@ class Study:
             if trial.number in self._running or not (tracking.is_dead(where) or is_silent):
                 continue
             storage = self._study._storage
+            now = storage.get_trial(trial._trial_id)
+            if now.state != TrialState.RUNNING or now.user_attrs.get(LOCATION, "") != where:
+                continue  # another process was faster
             with contextlib.suppress(UpdateFinishedTrialError):  # it has just ended
                 storage.set_trial_user_attr(trial._trial_id, LOCATION, "")  # whoever takes it has not locked it yet
                 storage.set_trial_user_attr(trial._trial_id, SEEN, record.now_ms())

@@ -39,7 +39,7 @@ def complete_all() -> None:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(path.parent, ""))
-            except PipelineError:  # it is in use, and completes itself
+            except (OSError, PipelineError):  # it is in use, and completes itself, or it is not ours
                 continue
             complete(path.parent)
 

@@ -37,7 +37,7 @@ def _sync(page: Path) -> str:
     tags = {runs.RECORD_ID: RUN, runs.NOTE: NOTE.format(page=page.name), FOLDER: folder}
     run = runs.find(experiment_id, RUN) or runs.make(experiment_id, record.now_ms(), tags, RUN)
     run_id = run.info.run_id
-    is_of_others = pending.WORKSPACES.name in Path(folder).parts and run.data.tags.get(FOLDER) != folder
+    is_of_others = pending.WORKSPACES.name in Path(folder).parts and run.data.tags.get(FOLDER, folder) != folder
     if run.data.tags.get(SYNCED) == digest or is_of_others:
         return run_id
     client.log_artifact(run_id, str(page))

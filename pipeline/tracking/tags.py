@@ -7,6 +7,7 @@ from pipeline.records.record import Record
 from pipeline.system.command import counted
 from pipeline.tracking import runs
 
+COMPARABLE = "comparable"  # false: of a part of the images
 REPLAYED = {"replayed": "true"}  # made from its record, after it was trained
 
 
@@ -19,7 +20,7 @@ def of(record: Record, live: bool) -> dict[str, str]:
     tags |= {"mlflow.source.git.commit": str(environment["commit"]), "mlflow.source.name": f"train@{record.run}"}
     tags |= {"mlflow.source.type": "LOCAL"}
     if not record.comparable:
-        tags["comparable"] = "false"
+        tags[COMPARABLE] = "false"
     if not live:
         return tags | REPLAYED
     tags[runs.LOCATION] = runs.location(record.run)
@@ -31,6 +32,10 @@ def of(record: Record, live: bool) -> dict[str, str]:
 def at_end(record: Record, present: dict[str, str]) -> dict[str, str]:
     """The tags that a run gets when it has ended, besides those present; a note that somebody changed stays."""
     tags = {runs.END_REASON: record.training.end_reason} if record.training.end_reason else {}
+    if not record.comparable or COMPARABLE in present:
+        tags[COMPARABLE] = str(
+            record.comparable
+        ).lower()  # evaluated on other images, maybe, than were asked for before
     if present.get(runs.NOTE, "").startswith(_beginning(record)):
         tags[runs.NOTE] = note(record)
     return tags
