@@ -73,10 +73,8 @@ def load(config: params.Params) -> dict[str, Record]:
 
 def _other_param(loaded: Record, ours: dict[str, Any]) -> str | None:
     """What a run was trained with that params.yaml says otherwise; nothing learns from the test images."""
-    for key, value in loaded.training.params.items():
-        if key != "test_images" and ours.get(key) != value:
-            return f"{key} {value!r}, and params.yaml has {ours.get(key)!r}"
-    return None
+    key = next((key for key in loaded.other_params(ours) if key != "test_images"), None)
+    return key and f"{key} {loaded.training.params[key]!r}, and params.yaml has {ours.get(key)!r}"
 
 
 def _missing(loaded: Record) -> list[str]:

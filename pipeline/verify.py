@@ -60,7 +60,7 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     log = record.load_finished(run)
     config = params.read()
     recorded, ours = log.training.params, config.flat(run)
-    if differing := [key for key in recorded if recorded[key] != ours.get(key)]:
+    if differing := log.other_params(ours):
         key = differing[0]
         raise PipelineError(
             f"{run}: {key} is {ours.get(key)!r} in params.yaml and {recorded[key]!r} in the record: "

@@ -55,9 +55,8 @@ class Study:
     def __init__(self, config: Params, name: str):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.sweep = config.sweeps[name]
-        origin = _origin(config.recipes[self.sweep.recipe])
-        self.name = f"{name}-{_digest(config, self.sweep, origin)}"
-        self.origin = origin
+        self.origin = _origin(config.recipes[self.sweep.recipe])
+        self.name = f"{name}-{_digest(config, self.sweep, self.origin)}"
         self._distributions = {key: _distribution(key, it) for key, it in self.sweep.space.items()}
         self._epochs = self.sweep.epochs or config.recipes[self.sweep.recipe].epochs
         self._asking, self._running = threading.Lock(), dict[int, Trial]()

@@ -130,6 +130,10 @@ class Record:
         evaluated = {"test_images": self.evaluation["test_images"]} if "test_images" in self.evaluation else {}
         return {key: int((self.training.params | evaluated).get(key, 0)) for key in SPLITS}
 
+    def other_params(self, ours: dict[str, Any]) -> list[str]:
+        """The keys of what it was trained with that have another value in `ours`, the flat params of today."""
+        return [key for key, value in self.training.params.items() if ours.get(key) != value]
+
     @property
     def comparable(self) -> bool:
         """Whether all images were used, as the published results use them."""

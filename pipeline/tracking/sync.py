@@ -97,10 +97,8 @@ def _sync_run(record: Record, live: bool, with_model: bool) -> str:
     run = runs.find(experiment_id, record.id)
     if run and any(run.data.metrics.get(key, value) != value for key, value in evaluation.items()):
         # Evaluated anew with other results: MLflow would keep both values. Speed differs each time, and may.
-        if (
-            is_copied(record)
-            and run.data.tags.get(SYNCED) == replace(record, folder=address.root() / record.folder).digest()
-        ):
+        original = replace(record, folder=address.root() / record.folder)
+        if is_copied(record) and run.data.tags.get(SYNCED) == original.digest():
             print(f"MLflow keeps the recorded results of {record.run}, not those of this evaluation", file=sys.stderr)
             return run.info.run_id
         client.delete_run(run.info.run_id)

@@ -32,10 +32,8 @@ def of(record: Record, live: bool) -> dict[str, str]:
 def at_end(record: Record, present: dict[str, str]) -> dict[str, str]:
     """The tags that a run gets when it has ended, besides those present; a note that somebody changed stays."""
     tags = {runs.END_REASON: record.training.end_reason} if record.training.end_reason else {}
-    if not record.comparable or COMPARABLE in present:
-        tags[COMPARABLE] = str(
-            record.comparable
-        ).lower()  # evaluated on other images, maybe, than were asked for before
+    if not record.comparable or COMPARABLE in present:  # the test images may be others than when training began
+        tags[COMPARABLE] = str(record.comparable).lower()
     if present.get(runs.NOTE, "").startswith(_beginning(record)):
         tags[runs.NOTE] = note(record)
     return tags
