@@ -734,3 +734,13 @@ def test_student_is_compared_with_what_its_teacher_cost(capsys):
     said = "compact learned from custom-0 (92,027 parameters, 2.0 minutes of training), which counts in no limit."
     assert said in " ".join(printed(capsys).split())
     assert said in markdown.page(compared())
+
+
+def test_speed_without_the_latency_of_a_file_is_refused_with_its_command():
+    list_runs("custom-0")
+    write_run("custom-0")
+    write_export("custom-0")
+    path = Path("results/custom-0/export/speed.json")
+    files.write_json(path, files.read_json(path) | {"latency_ms": {"float32": 0.36}})
+    with pytest.raises(PipelineError, match=r"speed\.json lacks the latency of int8: make it with `python"):
+        compared()

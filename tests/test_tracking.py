@@ -662,3 +662,24 @@ def test_machine_is_watched_while_a_training_goes_on(log, monkeypatch):
     made.end("finished")
     live.close(made)
     assert [run.info.status for run in all_runs()] == ["FINISHED"]
+
+
+def test_driver_that_is_missing_costs_a_warning(project, monkeypatch, capsys):
+    store.reconnect()
+
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'pymysql'")
+
+    monkeypatch.setattr("mlflow.MlflowClient", missing)
+    assert store.attempt("log custom-0", lambda: 1) is None
+    assert "No module named 'pymysql': install it, or correct MLFLOW_TRACKING_URI" in capsys.readouterr().err
+    store.reconnect()
+
+
+def test_search_of_several_pages_finds_all():
+    class Page(list):
+        token = ""
+
+    first, last = Page([1, 2]), Page([3])
+    first.token = "next"
+    assert list(store.pages(lambda page_token="": {"": first, "next": last}[page_token])) == [1, 2, 3]

@@ -177,3 +177,22 @@ def test_refused_mlflow_run_says_why_in_the_store(project, monkeypatch):
     run = store.client().get_run(called)
     assert run.info.run_name == "run custom-0: epochs=abc, seed=1"
     assert "epochs: received 'abc'" in run.data.tags["mlflow.note.content"]
+
+
+def test_local_copy_of_the_data_is_found_from_the_copy_too(tmp_path, monkeypatch):
+    told = {}
+
+    class Ended:
+        pid = 0
+
+        def __init__(self, *_, env, **named):
+            told.update(env)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFAR10_SOURCE", "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(workspace.subprocess, "Popen", Ended)
+    assert workspace.reproduce(tmp_path, []) == 0
+    assert told["CIFAR10_SOURCE"] == str(tmp_path / "cifar-10-binary.tar.gz")
