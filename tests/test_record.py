@@ -145,6 +145,19 @@ def test_any_other_value_is_refused_in_one_line_or_harmless(workplace, name, whi
     compared_or_refused(name)
 
 
+@pytest.mark.parametrize("value", [None, "", "9", 0, -1, 1.5, [], {}])
+def test_test_images_are_a_count(workplace, value):
+    evaluation = json.loads(whole()["evaluation.json"]) | {"test_images": value}
+    (RUN / "evaluation.json").write_text(json.dumps(evaluation))
+    assert not compared_or_refused("evaluation.json")
+
+
+def test_record_of_another_run_is_refused(workplace):
+    training = json.loads(whole()["training.json"]) | {"run": "custom-1"}
+    (RUN / "training.json").write_text(json.dumps(training))
+    assert not compared_or_refused("results/custom-0/training.json is of the run")
+
+
 def test_missing_key_is_refused_in_one_line_or_harmless(workplace):
     for name in JSON_FILES:
         content = json.loads(whole()[name])

@@ -89,6 +89,7 @@ class _Evaluation(Content):
     parameters: Count = 1
     multiply_adds: Count | None = None
     epochs: Count = 1
+    test_images: Count = TEST_IMAGES
 
 
 class _Speed(Content):
@@ -127,8 +128,10 @@ class Record:
     @property
     def images(self) -> dict[str, int]:
         """How many images each split had; the test images may have been others since training."""
-        evaluated = {"test_images": self.evaluation["test_images"]} if "test_images" in self.evaluation else {}
-        return {key: int((self.training.params | evaluated).get(key, 0)) for key in SPLITS}
+        counts = {key: self.training.params.get(key) for key in SPLITS}
+        if "test_images" in self.evaluation:
+            counts["test_images"] = self.evaluation["test_images"]
+        return {key: count if isinstance(count, int) else 0 for key, count in counts.items()}
 
     def other_params(self, ours: dict[str, Any]) -> list[str]:
         """The keys of what it was trained with that have another value in `ours`, the flat params of today."""
@@ -231,6 +234,11 @@ def load(run: str) -> Record:
     if not (folder / "training.json").exists():
         raise PipelineError(f"{folder}/training.json is not here: train it with `dvc repro train@{run}`")
     training = parse(read_json(folder / "training.json", Training), Training)
+    if training.run != run:
+        raise PipelineError(
+            f"{folder}/training.json is of the run {shown(training.run)}: "
+            f"restore it with git, or train again with `dvc repro --force train@{run}`"
+        )
     history = read_history(folder / "history.csv")
     if training.status == "finished" and not 0 < len(history) == len(training.epochs):
         raise PipelineError(
