@@ -11,6 +11,8 @@ from conftest import ROOT, sh, small_clone
 from pipeline.config import params
 from pipeline.records import record
 
+pytestmark = pytest.mark.slow
+
 RUNS = {"custom-0", "published-base", "published-custom", "comparison"}  # in the store
 
 
@@ -73,7 +75,6 @@ def test_everything_made_is_committed_or_ignored(clone, environment):
     assert set(stale) == {"sync"}
 
 
-@pytest.mark.slow
 def test_logged_model_loads_without_the_repository(clone, environment, tmp_path):
     (model,) = store(clone, environment)["custom-0"]["models"]
     code = f"""
@@ -89,7 +90,6 @@ def test_logged_model_loads_without_the_repository(clone, environment, tmp_path)
     sh(f"python -c '{textwrap.dedent(code)}'", tmp_path, environment)
 
 
-@pytest.mark.slow
 def test_store_that_was_deleted_comes_back_without_training(clone, environment):
     before, written = store(clone, environment), (clone / "results/custom-0/training.json").read_bytes()
     (clone / "mlflow.db").unlink()
@@ -104,7 +104,6 @@ def test_store_that_was_deleted_comes_back_without_training(clone, environment):
     assert (clone / "results/custom-0/training.json").read_bytes() == written
 
 
-@pytest.mark.slow
 def test_fresh_clone_fetches_skips_and_shows(clone, environment, tmp_path):
     sh(f"git clone -q {clone} fresh", tmp_path, environment)
     said = sh("dvc repro", tmp_path / "fresh", environment)
@@ -115,7 +114,6 @@ def test_fresh_clone_fetches_skips_and_shows(clone, environment, tmp_path):
     assert sh("git status --porcelain", tmp_path / "fresh", environment) == ""
 
 
-@pytest.mark.slow
 def test_new_model_is_one_file_a_recipe_and_a_run(clone, environment, tmp_path):
     sh(f"git clone -q {clone} fresh", tmp_path, environment)
     fresh = tmp_path / "fresh"
@@ -156,7 +154,6 @@ def readme_command(start: str) -> str:
     return line.partition("  #")[0]
 
 
-@pytest.mark.slow
 def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path):
     sh(f"git clone -q {clone} fresh", tmp_path, environment)
     fresh = tmp_path / "fresh"
@@ -173,7 +170,8 @@ def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path)
     sh(readme_command("git restore"), fresh, environment)
     assert sh("git status --porcelain", fresh, environment) == ""
     assert set(json.loads(sh("dvc status --json", fresh, environment))) == {"sync"}
-    sh("dvc exp run --temp -S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01", fresh, environment)
+    rate = "-S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01"
+    sh(f"dvc exp run --temp {rate} train@custom-0", fresh, environment)
     assert sh("git status --porcelain", fresh, environment) == ""
     runs = store_of_copies(fresh, environment)
     assert runs == ["1", "1"]  # both in the one store of the repository
@@ -190,7 +188,6 @@ def store_of_copies(folder: Path, environment: dict) -> list[str]:
     return sh(f"python -c '{textwrap.dedent(code)}'", folder, environment).partition("STORE")[2].split()
 
 
-@pytest.mark.slow
 def test_mlflow_project_runs_in_a_copy_and_refuses_bad_values_in_one_line(clone, environment, tmp_path):
     sh(f"git clone -q {clone} fresh", tmp_path, environment)
     fresh = tmp_path / "fresh"
@@ -211,7 +208,6 @@ def test_mlflow_project_runs_in_a_copy_and_refuses_bad_values_in_one_line(clone,
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_project_of_a_git_address_logs_into_the_callers_store(clone, environment, tmp_path):
     caller, address = tmp_path / "calle r", tmp_path / "my repo/project.git"
     for folder in (caller, tmp_path / "fetched"):
