@@ -170,8 +170,7 @@ def test_experiments_can_be_run_shown_and_compared(clone, environment, tmp_path)
     sh(readme_command("git restore"), fresh, environment)
     assert sh("git status --porcelain", fresh, environment) == ""
     assert set(json.loads(sh("dvc status --json", fresh, environment))) == {"sync"}
-    rate = "-S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01"
-    sh(f"dvc exp run --temp {rate} train@custom-0", fresh, environment)
+    sh("dvc exp run --temp -S recipes.custom.epochs=1 -S recipes.custom.learning_rate=0.01", fresh, environment)
     assert sh("git status --porcelain", fresh, environment) == ""
     runs = store_of_copies(fresh, environment)
     assert runs == ["1", "1"]  # both in the one store of the repository
