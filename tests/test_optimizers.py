@@ -33,7 +33,7 @@ def change(recipe, gradient) -> tuple[dict, dict]:
     model = small_model()
     before = {weight.path: weight.numpy() for weight in model.trainable_weights}
     optimizer = optimizers.make_optimizer(recipe, optimizers.Schedule("constant", 0.1, 10, 0.0), "float32", model)
-    optimizer.apply([np.float32(gradient(weight.shape)) for weight in model.trainable_weights])
+    optimizer.apply([gradient(weight.shape).astype(weight.dtype) for weight in model.trainable_weights])
     return before, {weight.path: weight.numpy() - before[weight.path] for weight in model.trainable_weights}
 
 
@@ -55,6 +55,20 @@ def test_weight_decay_shrinks_kernels_only(recipe, optimizer):
     before, changes = change(recipe(optimizer, weight_decay=0.1), np.zeros)
     for path, old in before.items():
         np.testing.assert_allclose(changes[path], -0.01 * old if old.ndim > 1 else 0 * old, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_float64_layers_are_trained_as_float32_ones(recipe, optimizer):
+    made = recipe(optimizer, weight_decay=0.0)
+    _, changes = change(made, np.ones)
+    keras.config.set_dtype_policy("float64")
+    try:
+        _, in_float64 = change(made, np.ones)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for path, values in in_float64.items():
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, changes[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
 def test_muon_moves_convolutions_equally_in_all_directions(recipe):

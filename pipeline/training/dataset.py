@@ -58,7 +58,7 @@ def read_train_val(folder: str | Path, train_images: int, val_images: int, split
 
 
 def read_test(folder: str | Path, test_images: int, split_seed: int) -> Split:
-    """The test split, or a class-balanced part of it. Only evaluate and export call it. Raises as `read_train_val`."""
+    """The test split, or a class-balanced part of it, for evaluate and export alone. Raises as `read_train_val`."""
     whole = read_records(folder, TEST_FILES)
     if np.bincount(whole.labels, minlength=NUM_CLASSES).min() < test_images // NUM_CLASSES:
         raise ValueError(f"{folder} has too few images for {test_images} test images")

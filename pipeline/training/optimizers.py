@@ -52,9 +52,10 @@ class Muon(keras.optimizers.Muon):
 
     def _muon_update_step(self, gradient, variable, lr, m) -> None:
         self.assign_add(m, gradient + m * (self.momentum - 1))
-        direction = gradient + self.momentum * m  # Nesterov
+        direction = tf.cast(gradient + self.momentum * m, lr.dtype)  # Nesterov; the rest is not for float64
         update = self.zeropower_via_newtonschulz5(tf.reshape(direction, [-1, direction.shape[-1]]), self.ns_steps)
-        self.assign_sub(variable, tf.reshape(self.lr_adjust(lr * update), variable.shape))
+        step = tf.reshape(self.lr_adjust(lr * update), variable.shape)
+        self.assign_sub(variable, tf.cast(step, variable.dtype))
 
 
 def _last_trainable_layer(model: keras.Model) -> keras.Layer:
