@@ -148,17 +148,25 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     if source := environment.get("CIFAR10_SOURCE"):
         environment["CIFAR10_SOURCE"] = os.path.abspath(os.path.expanduser(source))
     # DVC ignores Ctrl-C while a stage runs and leaves the stage alive when it is terminated: so both are told.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
-    )
     sent = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
         del sent[signal.SIGHUP]
-    before = {
-        number: signal.signal(number, lambda number, _: os.killpg(process.pid, sent[signal.Signals(number)]))
-        for number in sent
-    }
+    process: subprocess.Popen | None = None
+    early = []  # what came while DVC was being started
+
+    def tell(number: int, _: Any) -> None:
+        if process:
+            os.killpg(process.pid, sent[signal.Signals(number)])
+        else:
+            early.append(number)
+
+    before = {number: signal.signal(number, tell) for number in sent}
     try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
+        )
+        for number in early:
+            tell(number, None)
         status = process.wait()
     finally:
         for number, handler in before.items():

@@ -1,11 +1,13 @@
 """A workspace has params of its own and leaves everything else alone."""
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from mlflow.projects.utils import load_project
 
 from pipeline import workspace
@@ -196,3 +198,41 @@ def test_local_copy_of_the_data_is_found_from_the_copy_too(tmp_path, monkeypatch
     monkeypatch.setattr(workspace.subprocess, "Popen", Ended)
     assert workspace.reproduce(tmp_path, []) == 0
     assert told["CIFAR10_SOURCE"] == str(tmp_path / "cifar-10-binary.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told", "status"),
+    [(signal.SIGTERM, "TERM", 3), (signal.SIGINT, "INT", 4), (signal.SIGHUP, "TERM", 3)],
+)
+def test_what_ends_a_workspace_ends_its_dvc(sent, told, status, tmp_path):
+    process = reproducing(tmp_path)
+    process.send_signal(sent)
+    assert process.communicate(timeout=30)[0] == f"told {told}\n"
+    assert process.returncode == status
+
+
+def test_workspace_under_nohup_survives_its_terminal(tmp_path):
+    process = reproducing(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "told TERM\n"
+
+
+def reproducing(folder, before="") -> subprocess.Popen:
+    """A process that waits for a DVC, which waits for a signal and says which one it was."""
+    dvc = folder / "python"
+    dvc.write_text(
+        "#!/bin/bash\ntrap 'echo told TERM; exit 3' TERM; trap 'echo told INT; exit 4' INT; echo ready\n"
+        "for i in {1..300}; do sleep 0.1; done\n"
+    )
+    dvc.chmod(0o755)
+    code = f"{before}\nimport sys; from pipeline import workspace; sys.executable = {str(dvc)!r}\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "sys.exit(workspace.reproduce('.', []))"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with &
+    )
+    until(process, "ready")
+    return process
