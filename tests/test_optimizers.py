@@ -87,6 +87,19 @@ def test_muon_leaves_depthwise_kernels_vectors_and_classes_to_adam(recipe):
         np.testing.assert_allclose(changes[path], first_step_of_adam, rtol=1e-3)
 
 
+def test_muon_takes_no_depthwise_kernel_with_a_multiplier_and_no_vector_of_a_higher_rank_for_a_matrix(recipe):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(inputs)
+    x = keras.layers.SeparableConv2D(4, 3, depth_multiplier=2, name="separable")(x)
+    x = keras.layers.PReLU(shared_axes=(1, 2), name="prelu")(keras.layers.Conv2D(4, 1, name="conv")(x))
+    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(keras.layers.Flatten()(x)))
+    optimizer = optimizers.make_optimizer(
+        recipe("muon"), optimizers.Schedule("constant", 0.1, 10, 0.0), "float32", model
+    )
+    by_muon = [weight.path for weight in model.trainable_weights if not optimizer._should_use_adamw(weight)]
+    assert by_muon == ["separable/pointwise_kernel", "conv/kernel"]
+
+
 def test_muon_leaves_the_classes_of_a_nested_model_to_adam(recipe):
     head = keras.Sequential([keras.layers.Dense(6, name="hidden"), keras.layers.Dense(10, name="classes")])
     inputs = keras.Input((8,))

@@ -44,3 +44,48 @@ def test_logits_are_float32_under_mixed_precision():
     clone = training_clone(models.build("custom"), seed=1, policy="mixed_bfloat16")
     assert clone(np.zeros((1, 32, 32, 3), np.uint8)).dtype == tf.float32
     assert clone.get_layer("separable1").compute_dtype == "bfloat16"
+
+
+L = keras.layers
+BIASED = {
+    "Conv2D": lambda x: L.Conv2D(8, 3)(x),
+    "in groups": lambda x: L.Conv2D(8, 3, groups=4)(x),
+    "dilated": lambda x: L.Conv2D(8, 3, dilation_rate=2)(x),
+    "SeparableConv2D": lambda x: L.SeparableConv2D(8, 3)(x),
+    "DepthwiseConv2D": lambda x: L.DepthwiseConv2D(3)(x),
+    "Conv2DTranspose": lambda x: L.Conv2DTranspose(8, 3)(x),
+    "Dense": lambda x: L.Dense(8)(x),
+    "Dense of rows": lambda x: L.Dense(8)(L.GlobalMaxPooling2D()(x)),
+    "EinsumDense": lambda x: L.EinsumDense("abcd,de->abce", (32, 32, 8), bias_axes="e")(x),
+    "Conv1D": lambda x: L.Conv1D(8, 3)(L.Reshape((1024, 8))(x)),
+    "wrapped": lambda x: L.SpectralNormalization(L.Dense(8))(x),
+    "nested": lambda x: keras.Sequential([keras.Sequential([L.Dense(8)])])(x),
+    "attention": lambda x: L.MultiHeadAttention(2, 4)(*2 * [L.Reshape((64, 8))(L.MaxPooling2D(4)(x))]),
+    "LSTM": lambda x: L.LSTM(8, return_sequences=True)(L.Reshape((32, 256))(x)),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_have_the_gradient_in_bfloat16_that_they_have_in_float32(name):
+    inputs = keras.Input((32, 32, 3))
+    x = BIASED[name](L.Conv2D(8, 1, use_bias=False)(inputs))
+    model = keras.Model(inputs, L.Dense(10, "softmax")(L.Flatten()(L.Activation("tanh")(x))))
+    images = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype(np.float32)
+
+    def gradients(policy):
+        clone = training_clone(model, seed=1, policy=policy)
+
+        @tf.function(autograph=False)
+        def compute():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(clone(images, training=True)[:, 0])
+            return tape.gradient(loss, clone.trainable_variables)
+
+        return {
+            weight.path: gradient.numpy() for weight, gradient in zip(clone.trainable_weights, compute(), strict=True)
+        }
+
+    in_bfloat16 = gradients("mixed_bfloat16")
+    for path, expected in gradients("float32").items():
+        error = np.linalg.norm(in_bfloat16[path] - expected) / np.linalg.norm(expected)
+        assert error < 0.05 or np.linalg.norm(expected) < 1e-3, (path, error)

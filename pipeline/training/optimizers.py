@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipeline.config.params import Recipe
 
 
+DEPTHWISE = keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D
 ADAM_SHARE = 0.25  # of the learning rate, in what Muon leaves to Adam
 
 
@@ -40,14 +41,15 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 class Muon(keras.optimizers.Muon):
     """Keras' Muon, for convolutions too: a kernel [h, w, in, out] is the matrix [h * w * in, out].
 
-    Depthwise kernels mix no channels, so they are no matrices: Adam updates them, as it does vectors and the layer
-    that gives the classes.
+    Depthwise kernels mix no channels, so they are no matrices: Adam updates them, as it does vectors (whatever their
+    rank) and the layer that gives the classes.
 
     Source: Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
     def _should_use_adamw(self, variable) -> bool:
-        matrix = len(variable.shape) == 2 or (len(variable.shape) == 4 and variable.shape[-1] > 1)
+        *rows, columns = variable.shape or (1,)
+        matrix = len(rows) in (1, 3) and math.prod(rows) > 1 and columns > 1
         return not matrix or variable.path in self.exclude_layers
 
     def _muon_update_step(self, gradient, variable, lr, m) -> None:
@@ -56,6 +58,12 @@ class Muon(keras.optimizers.Muon):
         update = self.zeropower_via_newtonschulz5(tf.reshape(direction, [-1, direction.shape[-1]]), self.ns_steps)
         step = tf.reshape(self.lr_adjust(lr * update), variable.shape)
         self.assign_sub(variable, tf.cast(step, variable.dtype))
+
+
+def _depthwise_kernels(model: keras.Model) -> list:
+    """[h, w, channels, multiplier] of the model's layers, separable ones too."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DEPTHWISE)]
+    return [layer.depthwise_kernel if hasattr(layer, "depthwise_kernel") else layer.kernel for layer in layers]
 
 
 def _last_trainable_layer(model: keras.Model) -> keras.Layer:
@@ -80,7 +88,7 @@ def make_optimizer(recipe: "Recipe", schedule: Schedule, policy: str, model: ker
             weight_decay=decay,
             adam_weight_decay=decay,
             adam_lr_ratio=ADAM_SHARE,
-            exclude_layers=[weight.path for weight in last.trainable_weights],
+            exclude_layers=[weight.path for weight in [*last.trainable_weights, *_depthwise_kernels(model)]],
         )
     if decay:
         optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
