@@ -126,8 +126,9 @@ def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
     model = models.build(recipe.model, config.runs[run].seed)
     with one_line_errors(run, config.runs[run].recipe):
         check_trainable(model)
-    teacher, teacher_tags = read_teacher(config.teacher_of(run))
-    origin = {"data_hash": fingerprint.hash_data(train_split, val_split), **teacher_tags}
+    data_hash = fingerprint.hash_data(train_split, val_split)
+    teacher, teacher_tags = read_teacher(config.teacher_of(run), data_hash)
+    origin = {"data_hash": data_hash, **teacher_tags}
     return Prepared(
         run=run,
         config=config,
@@ -171,18 +172,26 @@ def compute(
         )
 
 
-def read_teacher(teacher: str | None) -> tuple["keras.Model | None", dict[str, str]]:
+def read_teacher(teacher: str | None, data_hash: str) -> tuple["keras.Model | None", dict[str, str]]:
     """The trained model of the run that is the teacher, and what names it: its record and its weights.
 
+    Args:
+        teacher: the run.
+        data_hash: of the splits that its student learns from and is validated on.
+
     Raises:
-        PipelineError: it is not trained, or damaged.
+        PipelineError: it is not trained, or on other splits; or it is damaged.
     """
     from pipeline.evaluation import inference
     from pipeline.training import loop
 
     if teacher is None:
         return None, {}
-    log = record.load(teacher)
+    log = record.load_finished(teacher)
+    if log.training.environment.get("data_hash") != data_hash:  # its images may be the student's validation images
+        raise PipelineError(
+            f"the teacher {teacher} was trained on other splits: train it again with `dvc repro train@{teacher}`"
+        )
     model = inference.load_model(log.model_file, teacher)
     return model, {"teacher_record_id": log.id, "teacher_weights_digest": loop.digest(model)}
 

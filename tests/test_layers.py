@@ -30,9 +30,10 @@ def trained_step(layer, inputs):
 @pytest.mark.parametrize(
     ("policy", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.05)], ids=["float32", "bfloat16"]
 )
-def test_batch_normalization_is_the_stock_one(activations, policy, tolerance):
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalization_is_the_stock_one(activations, policy, tolerance, affine):
     stock, fast = (
-        kind(dtype=policy, momentum=0.9, gamma_initializer="random_uniform")
+        kind(dtype=policy, momentum=0.9, gamma_initializer="random_uniform", scale=affine, center=affine)
         for kind in (keras.layers.BatchNormalization, layers.BatchNormalization)
     )
     stock.build(activations.shape)

@@ -92,6 +92,11 @@ def test_student_learns_from_the_recorded_teacher(project, monkeypatch):
     assert runs[0].data.params["teacher"] == "custom-0"
     assert runs[0].data.tags["teacher_record_id"] == teacher.id
     assert len(client.get_metric_history(runs[0].info.run_id, "teacher_agreement")) == len(student.history)
+    other_splits = tree | {"data": tree["data"] | {"split_seed": 1}}
+    (project / "params.yaml").write_text(yaml.safe_dump(other_splits))
+    with pytest.raises(PipelineError, match="custom-0 was trained on other splits: train it again with `dvc repro tr"):
+        run_training(monkeypatch, "compact-0")
+    (project / "params.yaml").write_text(yaml.safe_dump(tree))
     teacher.model_file.write_bytes(b"damaged")
     with pytest.raises(PipelineError, match=r"results/custom-0/model.keras cannot be loaded"):
         run_training(monkeypatch, "compact-0")

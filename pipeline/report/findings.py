@@ -207,7 +207,8 @@ def _teacher_notes(comparison: dict[str, Any]) -> list[str]:
     teachers = {recipe: given["teacher"] for recipe, given in comparison["recipe_params"].items()}
     return [
         f"{recipe} learned from {name} ({runs[name]['parameters']:,} parameters, "
-        f"{runs[name]['training_minutes']:.1f} minutes of training), which counts in no limit."
+        f"{runs[name]['training_minutes']:.1f} minutes of training), which counts in no limit. "
+        "All seeds have this one teacher, so their spread does not show what another would change."
         for recipe, name in teachers.items()
         if name in runs
     ]

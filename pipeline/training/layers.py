@@ -47,6 +47,12 @@ def _masked(x, octets, dropped):
     return x * (keep * tf.cast(256 / (256 - dropped), x.dtype))
 
 
+@elementwise
+def _scaled_and_shifted(x, scale, shift):
+    """In float32, the channels last."""
+    return tf.cast(tf.cast(x, tf.float32) * scale + shift, x.dtype)
+
+
 @tf.custom_gradient
 def relu(x):
     """`keras.activations.relu` with its defaults."""
@@ -90,7 +96,7 @@ class Add(keras.layers.Add):
 class Dropout(keras.layers.Dropout):
     """Dropout with a mask from random bytes: an eighth of the random bits, a function of step seed and layer.
 
-    The rate is rounded to 1/256, and below 1. Kept values are scaled by the rounded rate, so the mean is kept exactly.
+    The rate is rounded to 1/256, and below 1. Kept values are scaled by the rounded rate, so the mean is kept.
     """
 
     layer_id = 0  # unique within the model, from 1
@@ -116,10 +122,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis by TensorFlow's fused kernel."""
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes [n, h, w, c]; other shapes and dtypes, and inference, are left to the stock layer."""
+        """Normalizes [n, h, w, c]; other shapes and dtypes, and frozen layers, are left to the stock layer."""
         fused = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64
-        if not training or not self.trainable or not fused or self.synchronized or mask is not None:
+        if not fused or self.synchronized or mask is not None or (training and not self.trainable):
             return super().call(inputs, training=training, mask=mask)
+        if not training:
+            scale = self._float32(self.gamma, 1.0) * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            return _scaled_and_shifted(inputs, scale, self._float32(self.beta, 0.0) - self.moving_mean * scale)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self._float32(self.gamma, 1.0),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 VALIDATION_BATCH_SIZE = 500
 REPORTS_PER_EPOCH = 20  # graph calls, each of a few hundred milliseconds to seconds
-SEEDS_PER_STEP = 4096  # layers use step seed + 1 to + 2047 (reproducible.py), augmentation + 2048 and + 2049
+SEEDS_PER_STEP = 4096  # layers use step seed + 1 to + 2047 (reproducible.py), augmentation + 2048 to + 2050
 AUGMENTATION_SEED = 2048
 
 
