@@ -277,9 +277,9 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _room(node: dict[str, Any]) -> int:
-    """How many runs a node computes at a time."""
+    """How many runs a node computes at a time; each needs a core, with a GPU too."""
     resources = node["Resources"]
-    return int(resources.get("GPU", 0)) or int(resources.get("CPU", 0) >= 1)
+    return min(int(resources.get("GPU", 0)) or 1, int(resources.get("CPU", 0)))
 
 
 def _check(address: str) -> None:
