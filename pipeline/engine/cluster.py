@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.engine import EngineError, Job, Message, Resume, WorkerDiedError
 from pipeline.records import files
 from pipeline.system.command import PipelineError, shortened
+from pipeline.system.file_lock import file_lock
 
 try:
     import ray
@@ -262,13 +263,17 @@ def prepared_folder(content: Mapping[str, bytes]) -> Path:
     for name, value in sorted(content.items()):
         sha.update(f"{name}\0{len(value)}\0".encode() + value)
     folder = cache / "teachers" / sha.hexdigest()[:16]
-    for name, value in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            files.write(folder / name, value)
-    (folder / "data").mkdir(exist_ok=True)
-    if not (folder / "data/cifar10").exists():
-        (folder / "data/cifar10").symlink_to(cache / "data/cifar10")
+    data = folder / "data/cifar10"
+    if not all(path.exists() for path in (*(folder / name for name in content), data)):
+        with file_lock(folder, f"another worker writes {folder}", timeout=-1):  # it may have been faster
+            for name, value in content.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if not (folder / name).exists():
+                    files.write(folder / name, value)
+            data.parent.mkdir(exist_ok=True)
+            if not data.exists():
+                data.unlink(missing_ok=True)  # it may lead nowhere
+                data.symlink_to("../../../data/cifar10")  # relative: another node may mount the cache elsewhere
     return folder
 
 
