@@ -3,11 +3,19 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.engine import EngineError, Job
+from pipeline.system.versions import versions
+
 if not os.environ.get("CI"):
     pytest.importorskip("ray", reason="Ray is not installed: make setup-ray")
+from ray.exceptions import ActorDiedError, RayTaskError, RuntimeEnvSetupError
+
 from pipeline.engine import cluster
 
 pytestmark = pytest.mark.ray
@@ -16,6 +24,93 @@ TEACHER = {"results/custom-1/model.keras": b"model", "results/custom-1/training.
 
 def node(name="node-1", **resources):
     return {"NodeID": name, "NodeManagerAddress": name, "Alive": True, "Resources": resources}
+
+
+class Nodes:
+    """Ray with a node for each script. A script has what the node's actors answer: a value, or an error to raise."""
+
+    def __init__(self, scripts):
+        self.scripts = scripts
+        self.kill = self.init = self.shutdown = lambda *_, **__: None
+
+    def nodes(self):
+        return [node(name, CPU=1.0) for name in self.scripts]
+
+    def options(self, scheduling_strategy, **_):
+        return SimpleNamespace(remote=lambda: Actor(self.scripts[scheduling_strategy.node_id]))
+
+    def get(self, call, timeout=None):
+        return call()
+
+
+class Actor:
+    def __init__(self, script):
+        self.script = {"versions": [versions()], "begin": [None]} | script
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *_: partial(self.answer, self.script[method]))
+
+    def answer(self, script):
+        answer = script.pop(0) if len(script) > 1 else script[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """An engine of nodes with these scripts, by name."""
+
+    def make(**scripts):
+        nodes = Nodes(scripts)
+        monkeypatch.setattr(cluster, "ray", nodes)
+        monkeypatch.setattr(cluster, "_Actor", nodes)
+        return cluster.RayEngine()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setattr(cluster.sys, "executable", "python")
+    monkeypatch.setattr(cluster, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "NodeAffinitySchedulingStrategy", lambda it, soft: SimpleNamespace(node_id=it))
+    return make
+
+
+JOB = Job("custom-0", None)
+TRACE = (
+    "Traceback (most recent call last):\n  File 'cluster.py', line 1\nModuleNotFoundError: No module named 'pydantic'"
+)
+
+
+def raised(cause, trace=TRACE):
+    """As Ray raises what an actor raised."""
+    return RayTaskError("versions", trace, cause, "ray::_Actor", 1, "10.0.0.2").as_instanceof_cause()
+
+
+UNFIT = [
+    (raised(PackageNotFoundError("tensorflow")), "No package metadata was found for tensorflow"),
+    (ActorDiedError(RayTaskError("__init__", TRACE, None, "ray", 1, "10.0.0.2")), "No module named 'pydantic'"),
+    (RuntimeEnvSetupError(f"Could not create the actor.\n{TRACE}\n"), "No module named 'pydantic'"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), UNFIT)
+def test_node_whose_environment_lacks_something_is_refused_once_with_the_reason(engine, capsys, error, reason):
+    ray = engine(bare={"versions": [error, AssertionError("asked again")]}, good={})
+    for _ in range(2):
+        worker = ray.start(JOB)
+        assert worker.location == "node good"
+        worker.end()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: node bare is not used: ")
+    assert line.endswith(reason)
+    with pytest.raises(EngineError, match=f"no node of the cluster can be used: .*{reason}"):
+        engine(bare={"versions": [error]}).start(JOB)
+
+
+def test_worker_that_dies_before_it_begins_is_followed_by_another(engine, capsys):
+    ray = engine(busy={"versions": [ActorDiedError(), versions()]})
+    assert ray.start(JOB).location == "node busy"
+    assert "warning: custom-0: the worker on node busy is gone: The actor died" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

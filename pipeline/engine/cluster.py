@@ -25,7 +25,7 @@ from pipeline.system.file_lock import file_lock
 
 try:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError:
     raise PipelineError("--engine ray: Ray is not installed; install it with `make setup-ray`") from None
@@ -33,8 +33,13 @@ except ImportError:
 PACKAGE = Path(__file__).resolve().parents[1]
 ANSWER_SECONDS = 60.0  # for the cluster to answer at all; a busy machine takes 20 to begin to ask
 NODE_SECONDS = 60.0  # for a node to come, when none is left
+RETRY_SECONDS = 1.0  # until Ray has noticed that a node is gone
 SAME = ("python", "tensorflow", "keras", "numpy")  # versions that decide on the weights
 CACHE = "cifar10-small-models"  # a folder in the node's cache
+
+
+class NodeError(WorkerDiedError):
+    """A node cannot compute, whichever worker is tried there."""
 
 
 class RayEngine:
@@ -78,27 +83,25 @@ class RayEngine:
         """A worker on a node that has room for one.
 
         Raises:
-            EngineError: no node is left, or none has the versions that this process has.
+            EngineError: no node is left, or none that can compute.
         """
         while True:
             node = self._take_node()
             worker = RayWorker(node, self._release)
             try:
-                difference = self._difference(worker)
-                if not difference:
-                    worker.begin(job)
-                    return worker
-            except WorkerDiedError:
+                self._check_versions(worker)
+                worker.begin(job)
+                return worker
+            except NodeError as error:
+                self._refuse(node, worker, str(error))
                 worker.end()
-                continue
+            except WorkerDiedError as error:
+                worker.end()
+                print(f"warning: {job.run}: {error}; another worker is started", file=sys.stderr)
+                time.sleep(RETRY_SECONDS)
             except BaseException:
                 worker.end()
                 raise
-            worker.end()
-            with self._lock:
-                if node["NodeID"] not in self._refused:
-                    print(f"warning: {worker.location} is not used: {difference}", file=sys.stderr)
-                self._refused[node["NodeID"]] = difference
 
     def stop(self) -> None:
         """Lets no worker start any more."""
@@ -108,8 +111,8 @@ class RayEngine:
         """Leaves the cluster; what ran there for this process ends."""
         ray.shutdown()
 
-    def _difference(self, worker: "RayWorker") -> str:
-        """How a worker's versions differ from ours; empty if they do not."""
+    def _check_versions(self, worker: "RayWorker") -> None:
+        """Raises NodeError if a worker's versions differ from ours."""
         from pipeline.system.versions import versions
 
         while True:
@@ -120,9 +123,15 @@ class RayEngine:
                 if self._stopped:
                     raise EngineError("stopped") from None
         ours = versions()
-        return ", ".join(
-            f"its {name} is {theirs[name]}, here {ours[name]}" for name in SAME if theirs[name] != ours[name]
-        )
+        if different := [name for name in SAME if theirs[name] != ours[name]]:
+            raise NodeError(", ".join(f"its {name} is {theirs[name]}, here {ours[name]}" for name in different))
+
+    def _refuse(self, node: dict[str, Any], worker: "RayWorker", reason: str) -> None:
+        """Gives a node no more runs, and says so once."""
+        with self._lock:
+            if node["NodeID"] not in self._refused:
+                print(f"warning: {worker.location} is not used: {reason}", file=sys.stderr)
+            self._refused[node["NodeID"]] = reason
 
     def _take_node(self) -> dict[str, Any]:
         """A node with room for one more run of ours, waited for."""
@@ -138,7 +147,7 @@ class RayEngine:
                 refused = {self._refused[node["NodeID"]] for node in nodes if node["NodeID"] in self._refused}
             missed = 0.0 if usable else missed + 0.5
             if refused and not usable:
-                raise EngineError(f"no node of the cluster has our versions: {'; '.join(sorted(refused))}")
+                raise EngineError(f"no node of the cluster can be used: {'; '.join(sorted(refused))}")
             if missed > NODE_SECONDS:
                 raise EngineError(
                     f"no node is left in the cluster since {NODE_SECONDS:.0f} s; the same command resumes"
@@ -196,8 +205,24 @@ class RayWorker:
         except GetTimeoutError:
             raise
         except RayError as error:
+            if _is_of_node(error):
+                raise NodeError(_reason(error)) from None
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise WorkerDiedError(f"the worker on {self.location} is gone: {shortened(reason, 120)}") from None
+
+
+def _is_of_node(error: RayError) -> bool:
+    """Whether the actor's code raised it, or could not be loaded: it would again. Else the actor died."""
+    return isinstance(error, RayTaskError | RuntimeEnvSetupError) or (
+        isinstance(error, RayActorError) and error.actor_init_failed
+    )
+
+
+def _reason(error: RayError) -> str:
+    """What the actor's code raised, without Ray's headers and traces."""
+    if cause := getattr(error, "cause", None):
+        return shortened(str(cause)) or type(cause).__name__
+    return shortened(str(error).strip().splitlines()[-1])
 
 
 class _Channel:
