@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -18,6 +19,7 @@ from pipeline.config import params
 from pipeline.engine import Begun, Epoch, Failed, Finished, Job, Steps, WorkerDiedError
 from pipeline.engine.driver import MOST_DEATHS, Driver, locked
 from pipeline.engine.local import LocalEngine
+from pipeline.engine.worker import work
 from pipeline.records import checkpoint, record
 from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.file_lock import file_lock
@@ -203,6 +205,19 @@ def test_worker_says_why_it_cannot_compute(config, project):
         worker.end()
     assert isinstance(message, Failed)
     assert "`dvc repro fetch` fetches the data" in message.reason
+
+
+@pytest.mark.parametrize(("error", "by_node"), [(OSError(28, "No space left on device"), True), (KeyError(1), False)])
+def test_worker_says_whether_its_machine_is_at_fault(config, project, monkeypatch, error, by_node):
+    def compute(job, channel):
+        raise error
+
+    monkeypatch.setattr("pipeline.engine.worker._compute", compute)
+    said = []
+    work(Job("custom-0", config), project, SimpleNamespace(send=said.append))
+    (failed,) = said
+    assert failed.reason.startswith(f"custom-0: {type(error).__name__}: ")
+    assert failed.by_node == by_node
 
 
 @pytest.mark.slow

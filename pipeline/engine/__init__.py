@@ -75,11 +75,19 @@ class Finished(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The run cannot be computed. `by_recipe`: by no worker, for the reason is in the recipe's values."""
+    """The run cannot be computed.
+
+    Attributes:
+        reason: in one line.
+        trace: of Python's stack, where it is of use.
+        by_recipe: whether the recipe's values are at fault, so that no worker can compute it.
+        by_node: whether the machine is at fault, its full disk for example; `reason` begins with the run's name.
+    """
 
     reason: str
     trace: str = ""
     by_recipe: bool = False
+    by_node: bool = False
 
 
 Message = Begun | Steps | Epoch | Finished | Failed

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import EngineError, Job, Message, Resume, WorkerDiedError
+from pipeline.engine import EngineError, Failed, Job, Message, Resume, WorkerDiedError
 from pipeline.records import files
 from pipeline.system.command import PipelineError, shortened
 from pipeline.system.file_lock import file_lock
@@ -86,14 +86,13 @@ class RayEngine:
             EngineError: no node is left, or none that can compute.
         """
         while True:
-            node = self._take_node()
-            worker = RayWorker(node, self._release)
+            worker = RayWorker(self._take_node(), self._release, self._refuse)
             try:
-                self._check_versions(worker)
-                worker.begin(job)
+                self._check_versions(self._answer(worker, "versions"))
+                self._answer(worker, "begin", job)
                 return worker
             except NodeError as error:
-                self._refuse(node, worker, str(error))
+                self._refuse(worker, str(error))
                 worker.end()
             except WorkerDiedError as error:
                 worker.end()
@@ -111,27 +110,30 @@ class RayEngine:
         """Leaves the cluster; what ran there for this process ends."""
         ray.shutdown()
 
-    def _check_versions(self, worker: "RayWorker") -> None:
-        """Raises NodeError if a worker's versions differ from ours."""
-        from pipeline.system.versions import versions
-
+    def _answer(self, worker: "RayWorker", method: str, *arguments: Any) -> Any:
+        """What a worker's method returns, waited for until `stop`."""
+        answer = worker.call(method, *arguments)
         while True:
             try:
-                theirs = worker.versions(timeout=1.0)  # Ray waits as long as another driver has the node
-                break
+                return worker.get(answer, timeout=1.0)  # Ray waits as long as another driver has the node
             except GetTimeoutError:
                 if self._stopped:
                     raise EngineError("stopped") from None
+
+    def _check_versions(self, theirs: dict[str, str]) -> None:
+        """Raises NodeError if a worker's versions differ from ours."""
+        from pipeline.system.versions import versions
+
         ours = versions()
         if different := [name for name in SAME if theirs[name] != ours[name]]:
             raise NodeError(", ".join(f"its {name} is {theirs[name]}, here {ours[name]}" for name in different))
 
-    def _refuse(self, node: dict[str, Any], worker: "RayWorker", reason: str) -> None:
-        """Gives a node no more runs, and says so once."""
+    def _refuse(self, worker: "RayWorker", reason: str) -> None:
+        """Gives a worker's node no more runs, and says so once."""
         with self._lock:
-            if node["NodeID"] not in self._refused:
+            if worker.node not in self._refused:
                 print(f"warning: {worker.location} is not used: {reason}", file=sys.stderr)
-            self._refused[node["NodeID"]] = reason
+            self._refused[worker.node] = reason
 
     def _take_node(self) -> dict[str, Any]:
         """A node with room for one more run of ours, waited for."""
@@ -165,8 +167,13 @@ class RayWorker:
 
     is_here = False
 
-    def __init__(self, node: dict[str, Any], release: Any):
-        self._node, self._release = node["NodeID"], release
+    def __init__(
+        self,
+        node: dict[str, Any],
+        release: Callable[[str], None],
+        refuse: Callable[["RayWorker", str], None],
+    ):
+        self.node, self._release, self._refuse = node["NodeID"], release, refuse
         self.location = f"node {node['NodeManagerAddress']}"
         self._ended = threading.Lock()
         cores, gpus = int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))
@@ -174,34 +181,17 @@ class RayWorker:
         self._actor = actor.options(
             num_cpus=max(1, cores // gpus) if gpus else cores,
             num_gpus=1 if gpus else 0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(self._node, soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self.node, soft=False),
         ).remote()
 
-    def versions(self, timeout: float) -> dict[str, str]:
-        """Of the worker's Python and packages. Raises GetTimeoutError while it has not started."""
-        return self._call("versions", timeout=timeout)
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the actor; `get` has its answer."""
+        return getattr(self._actor, method).remote(*arguments)
 
-    def begin(self, job: Job) -> None:
-        """Hands the run out."""
-        self._call("begin", job)
-
-    def receive(self) -> Message:
-        """Waits for the next message. Raises WorkerDiedError."""
-        return self._call("receive")
-
-    def send(self, message: Resume) -> None:
-        """Hands a message to the actor."""
-        self._call("send", message)
-
-    def end(self) -> None:
-        """Kills the actor, and lets another have its place."""
-        if self._ended.acquire(blocking=False):
-            ray.kill(self._actor)
-            self._release(self._node)
-
-    def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
+    def get(self, answer: Any, timeout: float | None = None) -> Any:
+        """Waits for an answer. Raises WorkerDiedError, NodeError, and GetTimeoutError after so many seconds."""
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
+            return ray.get(answer, timeout=timeout)
         except GetTimeoutError:
             raise
         except RayError as error:
@@ -209,6 +199,25 @@ class RayWorker:
                 raise NodeError(_reason(error)) from None
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise WorkerDiedError(f"the worker on {self.location} is gone: {shortened(reason, 120)}") from None
+
+    def receive(self) -> Message:
+        """Waits for the next message. Raises WorkerDiedError."""
+        message = self.get(self.call("receive"))
+        if isinstance(message, Failed) and message.by_node:
+            reason = message.reason.partition(": ")[2]  # without the run's name
+            self._refuse(self, reason)
+            raise NodeError(f"{self.location}: {reason}")
+        return message
+
+    def send(self, message: Resume) -> None:
+        """Hands a message to the actor."""
+        self.get(self.call("send", message))
+
+    def end(self) -> None:
+        """Kills the actor, and lets another have its place."""
+        if self._ended.acquire(blocking=False):
+            ray.kill(self._actor)
+            self._release(self.node)
 
 
 def _is_of_node(error: RayError) -> bool:
@@ -252,7 +261,10 @@ class _Actor:
         return versions()
 
     def begin(self, job: Job) -> None:
-        threading.Thread(target=_work, args=(job, self._channel), daemon=True).start()
+        from pipeline.engine.worker import work
+
+        folder = prepared_folder(job.files)  # what it raises is the node's fault
+        threading.Thread(target=work, args=(job, folder, self._channel), daemon=True).start()
 
     def receive(self) -> Message:
         return self._channel.out.get()
@@ -261,22 +273,12 @@ class _Actor:
         self._channel.into.put(message)
 
 
-def _work(job: Job, channel: _Channel) -> None:
-    from pipeline.engine import Failed
-    from pipeline.engine.worker import work
-
-    try:
-        folder = prepared_folder(job.files)
-    except (PipelineError, OSError) as error:
-        return channel.send(Failed(f"{job.run}: {socket.gethostname()}: {error}"))
-    work(job, folder, channel)
-
-
 def prepared_folder(content: Mapping[str, bytes]) -> Path:
     """A folder of this node with the verified data, fetched by the first worker, and with these files, by path.
 
     Raises:
         PipelineError: the data cannot be fetched.
+        OSError: the files cannot be written.
     """
     from pipeline.fetch import fetch
 

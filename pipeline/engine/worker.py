@@ -30,7 +30,7 @@ def work(job: Job, folder: Path, channel: Channel) -> None:
         channel.send(Failed(str(error), by_recipe=isinstance(error, RecipeError)))
     except Exception as error:
         reason = f"{job.run}: {type(error).__name__}: {shortened(str(error))}"
-        channel.send(Failed(reason, traceback.format_exc()))
+        channel.send(Failed(reason, traceback.format_exc(), by_node=isinstance(error, OSError)))
 
 
 def _compute(job: Job, channel: Channel) -> None:
