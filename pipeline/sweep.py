@@ -17,6 +17,7 @@ from pipeline.records import checkpoint, record
 from pipeline.report.trials import plots, table
 from pipeline.system import command
 from pipeline.system.command import PipelineError, RecipeError
+from pipeline.system.file_lock import BusyError
 from pipeline.system.progress import RunsProgress
 from pipeline.tracking import pending
 from pipeline.workspace import reproduce
@@ -102,7 +103,7 @@ def search(config: params.Params, study: "Study", driver: Driver, parallel: int)
 
 
 def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Driver) -> None:
-    """Trains a trial and notes how it ended.
+    """Trains a trial and notes how it ended, unless another process here is training it.
 
     One that is stopped, or that ends for a reason which is not in its values, stays as it is, to be resumed.
     """
@@ -116,7 +117,12 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
         study.report(trial, int(metrics["epoch"]), metrics["val_accuracy"])
 
     described = {"sweep": study.name, "trial": trial.number}
-    with locked(run):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run))
+        except BusyError:
+            study.leave(trial)
+            return
         try:
             study.begin(trial)
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -23,6 +24,7 @@ from pipeline.engine.study import Study
 from pipeline.records import record
 from pipeline.report import trials
 from pipeline.system.command import PipelineError, RecipeError
+from pipeline.system.file_lock import file_lock
 from pipeline.tracking import store
 
 SPACE = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}, "flip": {"choices": ["none", "random"]}}
@@ -292,6 +294,31 @@ class TestSearch:
             study.begin(trial)
             trial.set_user_attr("seen_ms", record.now_ms() - 700_000)
             assert Study(config, "rate").ask().number == 1
+
+    def test_trial_that_another_process_here_trains_is_left_to_it(self, config):
+        study, other = Study(config, "rate"), Study(config, "rate")
+        theirs, driver = other.ask(), FakeDriver()
+        with locked(other.run_of(theirs)):
+            other.begin(theirs)
+            storage = other._study._storage
+            storage.set_trial_user_attr(theirs._trial_id, "location", "")
+            storage.set_trial_state_values(theirs._trial_id, TrialState.WAITING)  # by one that took it for dead
+            while trial := study.ask():
+                sweep.run_trial(config, study, trial, driver)
+            assert driver.trained == [1, 2, 3, 4, 5]
+            assert study.trials()[0].user_attrs["location"] == tracking.location("rate-trial-0")
+            other.tell(theirs, TrialState.COMPLETE, 0.9)
+        assert states(study) == ["COMPLETE"] * 6
+
+    def test_one_process_at_a_time_asks(self, config):
+        study = Study(config, "rate")
+        with ThreadPoolExecutor() as threads:
+            with file_lock(record.CHECKPOINTS, ""):
+                asked = threads.submit(study.ask)
+                with pytest.raises(TimeoutError):
+                    asked.result(timeout=0.5)
+                assert states(study) == []
+            assert asked.result(timeout=60).number == 0
 
     def test_result_that_comes_after_another_process_had_taken_over_is_not_used(self, config, monkeypatch, capsys):
         monkeypatch.setattr(tracking, "location", lambda run: f"elsewhere:/{run}")

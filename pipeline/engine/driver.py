@@ -34,7 +34,7 @@ MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a ru
 
 
 def locked(run: str) -> AbstractContextManager[None]:
-    """Keeps other processes from training a run. Raises PipelineError if one does."""
+    """Keeps other processes from training a run. Raises BusyError if one does."""
     return file_lock(record.CHECKPOINTS / run, f"{run} is being trained by another process; wait for it or end it")
 
 

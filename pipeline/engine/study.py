@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,6 +24,7 @@ from pipeline.config.params import NONE, Dimension, Params, Recipe, Sweep
 from pipeline.engine import EngineError
 from pipeline.records import fingerprint, record
 from pipeline.system.command import PipelineError, shortened
+from pipeline.system.file_lock import LOCK
 from pipeline.train import StoppedError
 
 VARIABLE = "OPTUNA_STORAGE"
@@ -97,13 +99,15 @@ class Study:
 
     def ask(self) -> Trial | None:
         """The next trial, to be run in the working directory; None if there are as many as the sweep wants."""
-        with self._asking:
+        record.CHECKPOINTS.mkdir(exist_ok=True)
+        # One process at a time: on SQLite, Optuna would hand a waiting trial to two.
+        with self._asking, FileLock(record.CHECKPOINTS / LOCK):
             self._release_dead()
             if not self.trials(TrialState.WAITING) and len(self.trials()) >= self.sweep.trials:
                 return None
             trial = self._study.ask(self._distributions)
             trial.set_user_attr(SEEN, record.now_ms())
-            self._running[trial.number] = trial
+            self._running.setdefault(trial.number, trial)  # another machine released it, a thread here still trains it
             return trial
 
     def run_of(self, trial: Trial | FrozenTrial) -> str:
@@ -119,6 +123,14 @@ class Study:
         trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
         if reason := trial.user_attrs.get(PRUNED):
             raise PrunedError(reason)
+
+    def leave(self, trial: Trial) -> None:
+        """Leaves a trial to the process that holds the lock of its run's folder here."""
+        with contextlib.suppress(UpdateFinishedTrialError):  # it has just ended
+            trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
+        with self._asking:
+            if self._running.get(trial.number) is trial:
+                del self._running[trial.number]
 
     def report(self, trial: Trial, epoch: int, val_accuracy: float) -> None:
         """Notes an epoch, unless an earlier attempt at this trial came as far. Raises PrunedError if it is to end."""
@@ -142,7 +154,7 @@ class Study:
         except (UpdateFinishedTrialError, ValueError):
             print(f"warning: {self.run_of(trial)} was taken over by another process meanwhile", file=sys.stderr)
         with self._asking:
-            del self._running[trial.number]
+            self._running.pop(trial.number, None)
 
     @contextlib.contextmanager
     def one_line_errors(self) -> Iterator[None]:

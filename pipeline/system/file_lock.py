@@ -12,6 +12,10 @@ from pipeline.system.command import PipelineError
 LOCK = ".lock"
 
 
+class BusyError(PipelineError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def file_lock(folder: Path, busy: str, timeout: float = 0.0, name: str = LOCK) -> Iterator[None]:
     """Keeps other processes out of what the folder stands for.
@@ -23,7 +27,7 @@ def file_lock(folder: Path, busy: str, timeout: float = 0.0, name: str = LOCK) -
         name: of the lock file.
 
     Raises:
-        PipelineError: another process holds the lock; the message is `busy`.
+        BusyError: another process holds the lock; the message is `busy`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name)
@@ -36,7 +40,7 @@ def file_lock(folder: Path, busy: str, timeout: float = 0.0, name: str = LOCK) -
                 print(f"{busy}{limit}", file=sys.stderr, flush=True)
             lock.acquire(timeout=timeout, poll_interval=0.1)
     except Timeout:
-        raise PipelineError(busy) from None
+        raise BusyError(busy) from None
     try:
         yield
     finally:
