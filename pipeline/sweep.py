@@ -8,7 +8,7 @@ import contextlib
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import engine, tracking, train
 from pipeline.config import new_recipe, params, sweeps
@@ -99,7 +99,9 @@ def search(config: params.Params, study: "Study", driver: Driver, parallel: int)
             driver.stop(train.reason_of(error))
             raise
         for path in sorted(record.RESULTS.glob("*/training.json")):  # what a store that was away lacks
-            tracking.sync_run(record.load(path.parent.name), live=True, with_model=False)
+            log = record.load(path.parent.name)
+            if log.training.status != "running":  # else another process trains it here, or a machine took it over
+                tracking.sync_run(log, live=True, with_model=False)
 
 
 def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Driver) -> None:
@@ -128,12 +130,22 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)
             log, _ = driver.train(run, ours, described, on_epoch, study.origin)
         except PrunedError as error:
+            end_record(run, "killed", str(error))
             study.tell(trial, TrialState.PRUNED, reason=str(error))
         except RecipeError as error:
+            end_record(run, "failed", str(error))
             study.tell(trial, TrialState.FAIL, reason=str(error))
         else:
             study.tell(trial, TrialState.COMPLETE, log.history[-1]["val_accuracy"])
         checkpoint.clear(record.CHECKPOINTS / run)
+
+
+def end_record(run: str, status: Literal["failed", "killed"], reason: str) -> None:
+    """Lets the record say how a trial ended, even if an attempt at it was killed before it could."""
+    if (record.RESULTS / run / "training.json").exists():
+        log = record.load(run)
+        if (log.training.status, log.training.end_reason) != (status, reason):
+            log.end(status, reason)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A sweep tries what it may, on validation images alone, and goes on after whatever ended it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pipeline.records import record
 from pipeline.report import trials
 from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.file_lock import file_lock
-from pipeline.tracking import store
+from pipeline.tracking import pending, store
 
 SPACE = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}, "flip": {"choices": ["none", "random"]}}
 RATE = {"recipe": "custom", "trials": 6, "epochs": 3, "sampler": "random", "pruner": "none", "space": SPACE}
@@ -177,6 +178,21 @@ class FakeDriver:
         self.stopped = reason
 
 
+def sweep_folder(study):
+    """Where its trials run, made."""
+    folder = pending.WORKSPACES / f"sweep-{study.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def begin_record(config, study, trial):
+    """The record of a trial that has just begun, in the working directory."""
+    run = f"rate-trial-{trial}"
+    ours = sweeps.trial_params(config, study.sweep, run, {"learning_rate": 0.01})
+    environment = {"commit": "0" * 40, "data_hash": "1" * 32, "sweep": study.name, "trial": trial}
+    return record.begin(run, run, ours.flat(run), environment)
+
+
 def states(study):
     return [trial.state.name for trial in study.trials()]
 
@@ -232,6 +248,19 @@ class TestSearch:
         assert (ended.state, ended.last_step) == (TrialState.PRUNED, open_trial.last_step)
         assert f"pruned after epoch {ended.last_step} by the hyperband pruner" in trials.table(again)
         assert set(states(again)) == {"COMPLETE", "PRUNED"}
+
+    def test_record_of_a_trial_that_was_killed_while_it_was_pruned_says_so(self, config):
+        study = Study(config, "rate")
+        trial = study.ask()
+        study.begin(trial)
+        trial.set_user_attr("pruned", "pruned after epoch 2")
+        folder = sweep_folder(study)
+        with contextlib.chdir(folder):
+            begin_record(config, study, 0)
+        sweep.search(config, Study(config, "rate"), FakeDriver(), 1)
+        with contextlib.chdir(folder):
+            training = record.load("rate-trial-0").training
+        assert (training.status, training.end_reason) == ("killed", "pruned after epoch 2")
 
     @pytest.mark.filterwarnings("error:The reported value is ignored")
     def test_trial_that_begins_anew_is_judged_by_epochs_that_were_not_judged_before(self, config):
@@ -439,6 +468,28 @@ def test_parent_run_is_finished_with_the_sweep_and_never_running(config):
     assert files == {"trials.txt", "importances.png", "parallel_coordinates.png"}
     tracking.begin_sweep("rate-1", RATE)
     assert parent().info.status == "SCHEDULED"
+
+
+def test_child_of_a_trial_that_runs_here_no_more_is_ended_and_of_one_that_runs_is_not_touched(config):
+    rate = config.sweeps["rate"].model_copy(update={"trials": 2})
+    study = Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate")
+    taken_over, running = study.ask(), study.ask()
+    with contextlib.chdir(sweep_folder(study)):
+        for trial in (0, 1):
+            tracking.sync_run(begin_record(config, study, trial), live=True)
+        lock = contextlib.ExitStack()
+        lock.enter_context(locked("rate-trial-1"))  # by a second driver
+        study.begin(running)
+    study.tell(taken_over, TrialState.COMPLETE, 0.5)
+    with lock:
+        tracking.begin_sweep(study.name, RATE)
+        sweep.search(config, study, FakeDriver(), 1)
+        tracking.end_sweep(study.name, False, "table", {}, None)
+    client = store.client()
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.trial LIKE '%'")
+    children = {run.data.tags["trial"]: run for run in found}
+    assert {trial: run.info.status for trial, run in children.items()} == {"0": "KILLED", "1": "RUNNING"}
+    assert children["0"].data.tags["end_reason"] == "its process is gone, and did not say why"
 
 
 @pytest.mark.slow

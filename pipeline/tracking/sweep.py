@@ -61,6 +61,7 @@ def _end(study: str, is_done: bool, table: str, plots: Mapping[str, "Figure | No
         client.log_metric(run_id, "val_accuracy", best)
     if is_done:
         client.set_terminated(run_id, "FINISHED")
+    runs.end_dead()  # trials that were killed here, and taken over by another machine
 
 
 def _id(study: str) -> str:
