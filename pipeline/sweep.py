@@ -59,7 +59,9 @@ def main() -> None:
                 search(config, study, Driver(workers, progress, train.code_origin()), workers.parallel)
         finally:
             best, is_done = study.best(), not study.unfinished()
-            tracking.end_sweep(study.name, is_done, table(study), plots(study), best[0].value if best else None)
+            tracking.end_sweep(
+                study.name, sweep.model_dump(), is_done, table(study), plots(study), best[0].value if best else None
+            )
     print(table(study))
     if not is_done:
         print(

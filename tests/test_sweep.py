@@ -249,7 +249,8 @@ class TestSearch:
         assert f"pruned after epoch {ended.last_step} by the hyperband pruner" in trials.table(again)
         assert set(states(again)) == {"COMPLETE", "PRUNED"}
 
-    def test_record_of_a_trial_that_was_killed_while_it_was_pruned_says_so(self, config):
+    def test_record_of_a_trial_that_was_killed_while_it_was_pruned_says_so(self, config, monkeypatch):
+        monkeypatch.setattr(tracking, "sync_run", lambda *_, **__: None)
         study = Study(config, "rate")
         trial = study.ask()
         study.begin(trial)
@@ -447,21 +448,41 @@ class TestStudy:
         assert "secret" not in str(error.value)
 
 
-def test_parent_run_is_finished_with_the_sweep_and_never_running(config):
-    tracking.begin_sweep("rate-1", RATE)
+def runs_of(study):
+    """What MLflow has of a study: its parent run, then its trials."""
     client = store.client()
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], f"tags.sweep = '{study}'")
+    return sorted(found, key=lambda run: run.data.tags.get("trial", ""))
 
+
+def test_parent_run_is_finished_with_the_sweep_and_never_running(config, monkeypatch):
     def parent():
-        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.sweep = 'rate-1'")
+        (run,) = runs_of("rate-1")
         return run
 
+    def away(*_, **__):
+        raise OSError("the disk is full")
+
+    long = RATE | {"space": {"learning_rate": {"choices": list(range(2000))}}}
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.client()), "log_batch", away)
+        tracking.begin_sweep("rate-1", long)
     assert parent().info.status == "SCHEDULED"
+    store.reconnect()
+    tracking.begin_sweep("rate-1", long)
+    client = store.client()
     assert parent().data.params["sampler"] == "random"
+    assert parent().data.params["space"].endswith(" …")
+    client.update_run(parent().info.run_id, "RUNNING")  # as its maker leaves it that is killed
+    assert not tracking.in_sync([])
+    tracking.end_dead_runs()
+    assert parent().info.status == "SCHEDULED"
+    assert tracking.in_sync([])
     study = Study(config, "rate")
     sweep.search(config, study, FakeDriver(), 1)
-    tracking.end_sweep("rate-1", False, "table", {}, None)
+    tracking.end_sweep("rate-1", RATE, False, "table", {}, None)
     assert parent().info.status == "SCHEDULED"
-    tracking.end_sweep("rate-1", True, "table", trials.plots(study), 0.5)
+    tracking.end_sweep("rate-1", RATE, True, "table", trials.plots(study), 0.5)
     assert parent().info.status == "FINISHED"
     assert parent().data.metrics == {"val_accuracy": 0.5}
     files = {file.path for file in client.list_artifacts(parent().info.run_id)}
@@ -482,14 +503,14 @@ def test_child_of_a_trial_that_runs_here_no_more_is_ended_and_of_one_that_runs_i
         study.begin(running)
     study.tell(taken_over, TrialState.COMPLETE, 0.5)
     with lock:
-        tracking.begin_sweep(study.name, RATE)
         sweep.search(config, study, FakeDriver(), 1)
-        tracking.end_sweep(study.name, False, "table", {}, None)
-    client = store.client()
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.trial LIKE '%'")
-    children = {run.data.tags["trial"]: run for run in found}
-    assert {trial: run.info.status for trial, run in children.items()} == {"0": "KILLED", "1": "RUNNING"}
-    assert children["0"].data.tags["end_reason"] == "its process is gone, and did not say why"
+        tracking.end_sweep(study.name, RATE, False, "table", {}, None)
+    parent, *children = runs_of(study.name)
+    assert [run.info.status for run in (parent, *children)] == ["SCHEDULED", "KILLED", "RUNNING"]
+    assert children[0].data.tags["end_reason"] == "its process is gone, and did not say why"
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {
+        parent.info.run_id
+    }  # not there when they began
 
 
 @pytest.mark.slow

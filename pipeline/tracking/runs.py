@@ -15,6 +15,7 @@ RECORD_ID = "record_id"  # the tag that a run is found by
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as the description
 END_REASON = "end_reason"  # the tag that says why a run was killed or failed
 GONE = "its process is gone, and did not say why"
+SWEEP = "sweep "  # begins the RECORD_ID of a sweep's parent run
 LOCATION = "location"  # the tag that says where a run is being trained
 
 
@@ -47,6 +48,8 @@ def _of_record(experiment: str, record_id: str) -> list:
 def end_dead(training: Record | None = None) -> None:
     """Ends as killed what says RUNNING in the store, but is not, of this machine's training runs.
 
+    The parent run of a sweep says so only if its maker was killed just then: it is SCHEDULED.
+
     Args:
         training: of this process, which holds the lock of its folder: nothing else runs there.
     """
@@ -56,7 +59,9 @@ def end_dead(training: Record | None = None) -> None:
         where = run.data.tags.get(LOCATION, "")
         if training and run.data.tags.get(RECORD_ID) == training.id:
             continue
-        if is_dead(where) or (training and where == location(training.run)):
+        if run.data.tags.get(RECORD_ID, "").startswith(SWEEP):
+            client.update_run(run.info.run_id, "SCHEDULED")
+        elif is_dead(where) or (training and where == location(training.run)):
             client.set_tag(run.info.run_id, END_REASON, GONE)
             note = run.data.tags.get(NOTE, "")
             client.set_tag(run.info.run_id, NOTE, f"{note}\n\n{end_note('killed', GONE)}".strip())

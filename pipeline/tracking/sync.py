@@ -77,15 +77,16 @@ def in_sync(digests: Iterable[str], champions: Iterable[registry.Champion] | Non
             ).fetchall()
             running = connection.execute(
                 "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
-                "WHERE tags.key = ? AND runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'",
-                (runs.LOCATION,),
+                "WHERE tags.key IN (?, ?) AND runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'",
+                (runs.LOCATION, runs.RECORD_ID),
             ).fetchall()
             registered = registry.digests(connection)
     except sqlite3.Error:
         return False
     if champions is not None and registered != {champion.digest for champion in champions}:
         return False
-    return set(digests) <= {value for (value,) in synced} and not any(runs.is_dead(where) for (where,) in running)
+    is_stale = any(runs.is_dead(value) or value.startswith(runs.SWEEP) for (value,) in running)
+    return set(digests) <= {value for (value,) in synced} and not is_stale
 
 
 def _sync_run(record: Record, live: bool, with_model: bool) -> str:
