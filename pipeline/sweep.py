@@ -58,15 +58,14 @@ def main() -> None:
             with engine.opened(arguments.engine, arguments.parallel) as workers, RunsProgress() as progress:
                 search(config, study, Driver(workers, progress, train.code_origin()), workers.parallel)
         finally:
-            best, is_done = study.best(), not study.unfinished()
-            tracking.end_sweep(
-                study.name, sweep.model_dump(), is_done, table(study), plots(study), best[0].value if best else None
-            )
+            best, unfinished = study.best(), study.unfinished()
+            value = best[0].value if best else None
+            tracking.end_sweep(study.name, sweep.model_dump(), not unfinished, table(study), plots(study), value)
     print(table(study))
-    if not is_done:
-        print(
-            f"{command.counted(study.unfinished(), 'trial')} not ended: in other processes, or on a machine that "
-            "is gone; then the same command resumes them after 10 minutes"
+    if unfinished:
+        raise PipelineError(
+            f"{name}: {command.counted(unfinished, 'trial')} not ended: in other processes, or on a machine that is "
+            "gone; then the same command resumes them after 10 minutes"
         )
     if not best:
         raise PipelineError(f"{name}: no trial finished; its trials' reasons are above")

@@ -317,6 +317,11 @@ class TestSearch:
         third = Study(config, "rate")
         assert third.ask().number == 1  # `other` has not locked its trial yet
 
+    def test_trial_whose_process_was_killed_before_it_had_begun_is_released(self, config):
+        study = Study(config, "rate")
+        study.ask().set_user_attr("seen_ms", record.now_ms() - 4_000)
+        assert Study(config, "rate").ask().number == 0
+
     def test_trial_that_runs_here_is_not_taken_over_however_long_this_machine_slept(self, config):
         study = Study(config, "rate")
         trial = study.ask()
@@ -446,6 +451,25 @@ class TestStudy:
             Study(config, "rate")
         assert "\n" not in str(error.value)
         assert "secret" not in str(error.value)
+
+
+def test_nothing_is_written_as_long_as_a_trial_has_not_ended(config, monkeypatch):
+    for name in ("begin_sweep", "end_sweep", "sync_run"):
+        monkeypatch.setattr(tracking, name, lambda *_: None)
+    monkeypatch.setattr(sweep, "reproduce", lambda *_: 0)
+    monkeypatch.setattr(sweep, "plots", lambda _: {})
+    monkeypatch.setattr(sweep, "Driver", lambda *_: FakeDriver())
+    monkeypatch.setattr(tracking, "location", lambda run: f"elsewhere:/{run}")
+    monkeypatch.setattr(sys, "argv", ["", "rate", "--write"])
+    study, before = Study(config, "rate"), Path("params.yaml").read_bytes()
+    trial = study.ask()
+    study.begin(trial)
+    with pytest.raises(PipelineError, match=r"^rate: 1 trial not ended: in other processes, or on a machine that is"):
+        sweep.main()
+    assert Path("params.yaml").read_bytes() == before
+    study.tell(trial, TrialState.COMPLETE, 0.1)
+    sweep.main()
+    assert "rate-best" in params.read().recipes
 
 
 def runs_of(study):

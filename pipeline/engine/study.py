@@ -30,6 +30,7 @@ from pipeline.train import StoppedError
 VARIABLE = "OPTUNA_STORAGE"
 DATABASE = "optuna.db"  # beside MLflow's: both would use one table for their versions
 BEAT_SECONDS, DEAD_SECONDS = 30.0, 600.0
+BEGIN_SECONDS = 3.0  # more than there are between `ask` and `begin`
 LOCATION, SEEN, PRUNED, REASON = "location", "seen_ms", "pruned", "reason"  # of a trial
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DATABASE_ERRORS = (OptunaError, SQLAlchemyError)
@@ -63,6 +64,7 @@ class Study:
         self._epochs = self.sweep.epochs or config.recipes[self.sweep.recipe].epochs
         self._asking, self._running = threading.Lock(), dict[int, Trial]()
         address = os.environ.get(VARIABLE) or f"sqlite:///{tracking.root() / DATABASE}"
+        self._is_file = address.startswith("sqlite")  # whose users are all on this machine
         if address == tracking.store_uri():
             raise PipelineError(f"{VARIABLE}: received MLflow's own store; name another database")
         try:
@@ -190,7 +192,9 @@ class Study:
             where = trial.user_attrs.get(LOCATION, "")
             began_ms = trial.datetime_start.timestamp() * 1000 if trial.datetime_start else 0
             silent_ms = record.now_ms() - trial.user_attrs.get(SEEN, began_ms)
-            is_silent = not tracking.is_here(where) and silent_ms > 1000 * DEAD_SECONDS
+            # Killed before `begin`, it has no location: of a file it can only have been a process here.
+            most_seconds = BEGIN_SECONDS if self._is_file and not where else DEAD_SECONDS
+            is_silent = not tracking.is_here(where) and silent_ms > 1000 * most_seconds
             if trial.number in self._running or not (tracking.is_dead(where) or is_silent):
                 continue
             storage = self._study._storage
