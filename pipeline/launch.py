@@ -45,7 +45,8 @@ def main() -> None:
         print(f"error: {reason if reason.startswith(run) else f'{run}: {reason}'}", file=sys.stderr)
     trained = [run for run in runs if run not in failures]
     all_of_them = not arguments.runs and not failures
-    if trained and (status := reproduce(Path(), [] if all_of_them else [f"evaluate@{run}" for run in trained])):
+    targets = [] if all_of_them else [f"evaluate@{run}" for run in trained]
+    if trained and (status := reproduce(Path(), ["--keep-going", *targets])):
         sys.exit(status)
     if failures:
         raise PipelineError(

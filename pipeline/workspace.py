@@ -151,6 +151,8 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     sent = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
         del sent[signal.SIGHUP]
+    if "--keep-going" in targets:  # after Ctrl-C, DVC would go on with the next stage
+        sent[signal.SIGINT] = signal.SIGTERM
     process: subprocess.Popen | None = None
     early = []  # what came while DVC was being started
 

@@ -45,6 +45,21 @@ class TestOrder:
         assert launch.stale_runs(taught, ["custom-0", "middle-0", "last-0"]) == ["middle-0", "last-0"]
 
 
+@pytest.mark.parametrize(
+    ("named", "targets"),
+    [([], []), (["custom-0", "baseline-0"], ["evaluate@custom-0", "evaluate@baseline-0"])],
+)
+def test_evaluation_that_fails_ends_no_other_and_fails_the_command(project, monkeypatch, named, targets):
+    asked = []
+    monkeypatch.setattr(launch, "reproduce", lambda _, targets: asked.append(targets) or 255 * (len(asked) - 1))
+    monkeypatch.setattr(launch, "stale_runs", lambda *_: [])
+    monkeypatch.setattr(sys, "argv", ["", *named])
+    with pytest.raises(SystemExit) as ended:
+        launch.main()
+    assert ended.value.code == 255
+    assert asked == [["--quiet", "fetch"], ["--keep-going", *targets]]
+
+
 class FakeDriver:
     def __init__(self, failing=(), raises=None):
         self.begun, self.ended, self.stopped, self.failing, self.raises = [], [], "", failing, raises

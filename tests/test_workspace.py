@@ -211,6 +211,12 @@ def test_what_ends_a_workspace_ends_its_dvc(sent, told, status, tmp_path):
     assert process.returncode == status
 
 
+def test_ctrl_c_ends_a_dvc_that_would_go_on_with_the_next_stage(tmp_path):
+    process = reproducing(tmp_path, targets="['--keep-going']")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "told TERM\n"
+
+
 def test_workspace_under_nohup_survives_its_terminal(tmp_path):
     process = reproducing(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.send_signal(signal.SIGHUP)
@@ -218,7 +224,7 @@ def test_workspace_under_nohup_survives_its_terminal(tmp_path):
     assert process.communicate(timeout=30)[0] == "told TERM\n"
 
 
-def reproducing(folder, before="") -> subprocess.Popen:
+def reproducing(folder, before="", targets="[]") -> subprocess.Popen:
     """A process that waits for a DVC, which waits for a signal and says which one it was."""
     dvc = folder / "python"
     dvc.write_text(
@@ -228,7 +234,7 @@ def reproducing(folder, before="") -> subprocess.Popen:
     dvc.chmod(0o755)
     code = f"{before}\nimport sys; from pipeline import workspace; sys.executable = {str(dvc)!r}\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", code + "sys.exit(workspace.reproduce('.', []))"],
+        [sys.executable, "-c", code + f"sys.exit(workspace.reproduce('.', {targets}))"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
