@@ -437,8 +437,10 @@ class TestStudy:
         recipes = config.recipes | {"custom": config.recipes["custom"].model_copy(update={"momentum": 0.5})}
         assert Study(config.model_copy(update={"recipes": recipes}), "rate").name != name
 
-    def test_database_of_mlflow_is_refused(self, config, monkeypatch):
-        monkeypatch.setenv("OPTUNA_STORAGE", os.environ["MLFLOW_TRACKING_URI"])
+    @pytest.mark.parametrize("address", ["sqlite:///{}", "sqlite:///mlflow.db", "sqlite+pysqlite:///{}?timeout=9"])
+    def test_database_of_mlflow_is_refused(self, config, project, monkeypatch, address):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+        monkeypatch.setenv("OPTUNA_STORAGE", address.format(project / "mlflow.db"))
         with pytest.raises(PipelineError, match="OPTUNA_STORAGE: received MLflow's own store; name another database"):
             Study(config, "rate")
 

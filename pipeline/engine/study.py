@@ -65,7 +65,7 @@ class Study:
         self._asking, self._running = threading.Lock(), dict[int, Trial]()
         address = os.environ.get(VARIABLE) or f"sqlite:///{tracking.root() / DATABASE}"
         self._is_file = address.startswith("sqlite")  # whose users are all on this machine
-        if address == tracking.store_uri():
+        if tracking.is_store(address):
             raise PipelineError(f"{VARIABLE}: received MLflow's own store; name another database")
         try:
             self._study = optuna.create_study(

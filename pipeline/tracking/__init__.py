@@ -9,7 +9,7 @@ sweep.py: the parent run of a sweep's trials.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
 
-from pipeline.tracking.address import check, file_store_warning, root, store_uri, without_secrets
+from pipeline.tracking.address import check, file_store_warning, is_store, root, without_secrets
 from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
@@ -34,11 +34,11 @@ __all__ = [
     "is_copied",
     "is_dead",
     "is_here",
+    "is_store",
     "location",
     "page_digest",
     "reference_digest",
     "root",
-    "store_uri",
     "sync_champions",
     "sync_comparison",
     "sync_page",

@@ -34,6 +34,12 @@ def database() -> Path | None:
     return root() / path if path else None
 
 
+def is_store(uri: str) -> bool:
+    """Whether a database's address is the store's; of a SQLite file, a relative one being of the working directory."""
+    path, ours = sqlite_path(uri), database()
+    return path.resolve() == ours.resolve() if path and ours else uri == store_uri()
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file that a SQLite address names, maybe relative; None if it names none, or if it is no SQLite address."""
     found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri, re.DOTALL)
