@@ -101,6 +101,11 @@ class TestParams:
         assert said in str(error.value)
         assert "\n" not in str(error.value)
 
+    def test_name_of_a_reference_is_refused(self, tiny_params):
+        tiny_params["sweeps"] = {"published-rate": RATE}
+        with pytest.raises(PipelineError, match=r"sweeps\.published-rate: received a name that begins with published-"):
+            params.check(tiny_params)
+
     def test_values_that_need_each_other_may_be_tried_together(self, tiny_params):
         space = {"augment_policy": {"choices": ["trivial", "none"]}, "augment_strength": {"low": 0.1, "high": 0.5}}
         tiny_params["sweeps"] = {"rate": RATE | {"space": space}}
