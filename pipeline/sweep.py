@@ -120,6 +120,7 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
         study.report(trial, int(metrics["epoch"]), metrics["val_accuracy"])
 
     described = {"sweep": study.name, "trial": trial.number}
+    ours = None
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run))
@@ -131,19 +132,26 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)
             log, _ = driver.train(run, ours, described, on_epoch, study.origin)
         except PrunedError as error:
-            end_record(run, "killed", str(error))
+            end_record(run, "killed", train.reason_of(error))
             study.tell(trial, TrialState.PRUNED, reason=str(error))
         except RecipeError as error:
-            end_record(run, "failed", str(error))
+            if ours and not has_record(run):  # before a worker had begun; MLflow gets a child all the same
+                record.begin(run, run, ours.flat(run), driver.environment | described)
+            end_record(run, "failed", train.reason_of(error))
             study.tell(trial, TrialState.FAIL, reason=str(error))
         else:
             study.tell(trial, TrialState.COMPLETE, log.history[-1]["val_accuracy"])
         checkpoint.clear(record.CHECKPOINTS / run)
 
 
+def has_record(run: str) -> bool:
+    """Whether an attempt at a trial came as far as a record."""
+    return (record.RESULTS / run / "training.json").exists()
+
+
 def end_record(run: str, status: Literal["failed", "killed"], reason: str) -> None:
     """Lets the record say how a trial ended, even if an attempt at it was killed before it could."""
-    if (record.RESULTS / run / "training.json").exists():
+    if has_record(run):
         log = record.load(run)
         if (log.training.status, log.training.end_reason) != (status, reason):
             log.end(status, reason)

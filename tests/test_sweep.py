@@ -168,6 +168,7 @@ class FakeDriver:
 
     def __init__(self, ends=()):
         self.ends, self.trained, self.stopped = dict(ends), [], ""
+        self.environment = {"commit": "0" * 40, "dirty": False}
 
     def train(self, run, config, environment, on_epoch, expected):
         recipe = config.recipe_of(run)
@@ -215,11 +216,14 @@ class TestSearch:
         assert set(trials.plots(study)) == {"importances.png", "parallel_coordinates.png"}
         assert study.unfinished() == 0
 
-    def test_trial_that_fails_is_noted_and_ends_nothing(self, config):
+    def test_trial_that_fails_is_noted_and_ends_nothing(self, config, monkeypatch):
+        monkeypatch.setattr(tracking, "sync_run", lambda *_, **__: None)
         study = Study(config, "rate")
         sweep.search(config, study, FakeDriver({1: RecipeError("rate-trial-1: the loss is nan")}), 2)
         assert sorted(states(study)) == ["COMPLETE"] * 5 + ["FAIL"]
         assert "trial   1  fail: rate-trial-1: the loss is nan" in trials.table(study)
+        with contextlib.chdir(sweep_folder(study)):
+            assert record.load("rate-trial-1").training.status == "failed"
 
     def test_trial_that_lags_behind_is_pruned(self, config):
         rated = config.sweeps["rate"].model_copy(update={"pruner": "median", "trials": 30})
@@ -523,7 +527,7 @@ def test_parent_run_is_finished_with_the_sweep_and_never_running(config, monkeyp
 
 
 def test_child_of_a_trial_that_runs_here_no_more_is_ended_and_of_one_that_runs_is_not_touched(config):
-    rate = config.sweeps["rate"].model_copy(update={"trials": 2})
+    rate = config.sweeps["rate"].model_copy(update={"trials": 3})
     study = Study(config.model_copy(update={"sweeps": {"rate": rate}}), "rate")
     taken_over, running = study.ask(), study.ask()
     with contextlib.chdir(sweep_folder(study)):
@@ -534,10 +538,12 @@ def test_child_of_a_trial_that_runs_here_no_more_is_ended_and_of_one_that_runs_i
         study.begin(running)
     study.tell(taken_over, TrialState.COMPLETE, 0.5)
     with lock:
-        sweep.search(config, study, FakeDriver(), 1)
+        sweep.search(config, study, FakeDriver({2: RecipeError("a CPU has no float16")}), 1)
         tracking.end_sweep(study.name, RATE, False, "table", {}, None)
     parent, *children = runs_of(study.name)
-    assert [run.info.status for run in (parent, *children)] == ["SCHEDULED", "KILLED", "RUNNING"]
+    assert [run.info.status for run in (parent, *children)] == ["SCHEDULED", "KILLED", "RUNNING", "FAILED"]
+    assert children[2].data.tags["end_reason"] == "a CPU has no float16"  # although it had no record
+    assert float(children[2].data.params["learning_rate"]) == study.trials()[2].params["learning_rate"]
     assert children[0].data.tags["end_reason"] == "its process is gone, and did not say why"
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {
         parent.info.run_id

@@ -48,7 +48,7 @@ class Driver:
     """
 
     def __init__(self, engine: Engine, progress: RunsProgress, environment: dict[str, Any]):
-        self._engine, self._progress, self._environment = engine, progress, environment
+        self._engine, self._progress, self.environment = engine, progress, environment
         self._folder = Path.cwd()  # where a teacher's results are
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class Driver:
             begun = self._receive(worker)
             if not isinstance(begun, Begun):
                 raise _failure(run, begun)
-            mark, environment = begun.fingerprint, self._environment | begun.environment | environment
+            mark, environment = begun.fingerprint, self.environment | begun.environment | environment
             known = mark | environment
             if changed := [key for key, value in expected.items() if known.get(key) != value]:
                 raise PipelineError(f"{run}: {changed[0]} has changed since the start; call the same command again")

@@ -182,6 +182,8 @@ def _log_inputs(run_id: str, record: Record) -> None:
 
     client, training = store.client(), record.training
     client.log_batch(run_id, params=[Param(key, value) for key, value in _params(record).items()])
+    if "data_hash" not in training.environment:  # it failed before its data was read
+        return
     sizes = {key: training.params[key] for key in ("train_images", "val_images")}
     data = Dataset(
         name="cifar10",
