@@ -354,9 +354,14 @@ class TestSearch:
             other.tell(theirs, TrialState.COMPLETE, 0.9)
         assert states(study) == ["COMPLETE"] * 6
 
-    def test_one_process_at_a_time_asks(self, config):
-        study = Study(config, "rate")
+    def test_one_process_at_a_time_makes_the_database_and_asks(self, config):
+        pending.WORKSPACES.mkdir()
         with ThreadPoolExecutor() as threads:
+            with file_lock(pending.WORKSPACES, ""):
+                opened = threads.submit(Study, config, "rate")
+                with pytest.raises(TimeoutError):
+                    opened.result(timeout=0.5)
+            study = opened.result(timeout=60)
             with file_lock(record.CHECKPOINTS, ""):
                 asked = threads.submit(study.ask)
                 with pytest.raises(TimeoutError):

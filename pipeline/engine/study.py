@@ -25,6 +25,7 @@ from pipeline.engine import EngineError
 from pipeline.records import fingerprint, record
 from pipeline.system.command import PipelineError, shortened
 from pipeline.system.file_lock import LOCK
+from pipeline.tracking import pending
 from pipeline.train import StoppedError
 
 VARIABLE = "OPTUNA_STORAGE"
@@ -67,15 +68,17 @@ class Study:
         self._is_file = address.startswith("sqlite")  # whose users are all on this machine
         if tracking.is_store(address):
             raise PipelineError(f"{VARIABLE}: received MLflow's own store; name another database")
+        pending.WORKSPACES.mkdir(exist_ok=True)
         try:
-            self._study = optuna.create_study(
-                storage=_storage(address),
-                study_name=self.name,
-                sampler=_sampler(self.sweep),
-                pruner=_pruner(self.sweep, self._epochs),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            with FileLock(pending.WORKSPACES / LOCK):  # of two that make a database's tables, one would fail
+                self._study = optuna.create_study(
+                    storage=_storage(address),
+                    study_name=self.name,
+                    sampler=_sampler(self.sweep),
+                    pruner=_pruner(self.sweep, self._epochs),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
         except Exception as error:  # of SQLAlchemy, a driver or Alembic
             reason = shortened(tracking.without_secrets(str(error)))
             raise PipelineError(
