@@ -124,13 +124,12 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(run))
-        except BusyError:
-            study.leave(trial)
-            return
-        try:
             study.begin(trial)
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)
             log, _ = driver.train(run, ours, described, on_epoch, study.origin)
+        except BusyError:
+            study.leave(trial)
+            return
         except PrunedError as error:
             end_record(run, "killed", train.reason_of(error))
             study.tell(trial, TrialState.PRUNED, reason=str(error))

@@ -354,6 +354,14 @@ class TestSearch:
             other.tell(theirs, TrialState.COMPLETE, 0.9)
         assert states(study) == ["COMPLETE"] * 6
 
+    def test_trial_that_another_process_has_ended_before_it_began_here_is_left_to_it(self, config):
+        study, driver = Study(config, "rate"), FakeDriver()
+        late = study.ask()
+        Study(config, "rate")._study.tell(late.number, 0.5)
+        sweep.run_trial(config, study, late, driver)
+        assert driver.trained == []
+        assert study.trials()[0].value == 0.5
+
     def test_one_process_at_a_time_makes_the_database_and_asks(self, config):
         pending.WORKSPACES.mkdir()
         with ThreadPoolExecutor() as threads:

@@ -24,7 +24,7 @@ from pipeline.config.params import NONE, Dimension, Params, Recipe, Sweep
 from pipeline.engine import EngineError
 from pipeline.records import fingerprint, record
 from pipeline.system.command import PipelineError, shortened
-from pipeline.system.file_lock import LOCK
+from pipeline.system.file_lock import LOCK, BusyError
 from pipeline.tracking import pending
 from pipeline.train import StoppedError
 
@@ -123,14 +123,18 @@ class Study:
         """Notes where a trial runs, once its run's folder is locked there: until then nobody could see that it does.
 
         Raises:
+            BusyError: another process was faster, and has ended it.
             PrunedError: it was to end, and killed before `tell`.
         """
-        trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
+        try:
+            trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
+        except UpdateFinishedTrialError as error:
+            raise BusyError(str(error)) from None
         if reason := trial.user_attrs.get(PRUNED):
             raise PrunedError(reason)
 
     def leave(self, trial: Trial) -> None:
-        """Leaves a trial to the process that holds the lock of its run's folder here."""
+        """Leaves a trial to the process that trains it here, or has."""
         with contextlib.suppress(UpdateFinishedTrialError):  # it has just ended
             trial.set_user_attr(LOCATION, tracking.location(self.run_of(trial)))
         with self._asking:
