@@ -1,5 +1,6 @@
 """Runs on a cluster of two nodes on this machine: whoever is killed, weights and MLflow are those of one machine."""
 
+import json
 import os
 import secrets
 import signal
@@ -16,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, keep_runs, recorded_tree, until
+from conftest import ROOT, keep_runs, recorded_tree, sh, small_clone, until
 
 from pipeline import tracking
+from pipeline.config import params
 from pipeline.records import record
 from pipeline.tracking import store
 
@@ -278,6 +280,22 @@ def test_cluster_that_cannot_be_reached_is_one_line_in_seconds(cluster, small, c
     assert "\n" not in printed
     assert process.returncode == 1
     assert time.monotonic() - began < 30  # seconds on an idle machine
+
+
+def test_launch_and_sweep_compute_on_the_cluster(cluster, tmp_path):
+    clone = small_clone(tmp_path / "project", cluster.environment)
+    tree = yaml.safe_load((clone / "params.yaml").read_text())
+    space = {"learning_rate": {"choices": [0.01, 0.02]}}
+    sweep = {"recipe": "custom", "trials": 2, "epochs": 1, "sampler": "grid", "pruner": "none", "space": space}
+    (clone / "params.yaml").write_text(yaml.safe_dump(tree | {"sweeps": {"rate": sweep}}, sort_keys=False))
+    sh("git commit -qam sweep", clone, cluster.environment)
+    said = sh(f"{python()} -m pipeline.launch --engine ray", clone, cluster.environment)
+    assert "node 127.0.0." in said
+    assert set(json.loads(sh("dvc status --json", clone, cluster.environment))) == {"sync"}
+    said = sh(f"{python()} -m pipeline.sweep rate --engine ray --write", clone, cluster.environment)
+    assert "rate-trial-0: 92,027 parameters" in said
+    assert "node 127.0.0." in said
+    assert params.read(clone / "params.yaml").recipes["rate-best"].learning_rate in space["learning_rate"]["choices"]
 
 
 def test_without_a_cluster_ray_runs_here_behind_a_token(environment, small):
