@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import optuna
 import pytest
 import yaml
@@ -213,7 +214,9 @@ class TestSearch:
         assert all(0.001 <= rate <= 0.1 for rate in rates)
         assert len(set(rates)) == 6
         assert trials.table(study).splitlines()[0].startswith(f"trial {study.best()[0].number:>3}  val_accuracy 0.")
+        colour = matplotlib.rcParams["axes.facecolor"]
         assert set(trials.plots(study)) == {"importances.png", "parallel_coordinates.png"}
+        assert matplotlib.rcParams["axes.facecolor"] == colour
         assert study.unfinished() == 0
 
     def test_trial_that_fails_is_noted_and_ends_nothing(self, config, monkeypatch):

@@ -238,7 +238,7 @@ def reproducing(folder, before="", targets="[]") -> subprocess.Popen:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with &
+        preexec_fn=lambda: [signal.signal(it, signal.SIG_DFL) for it in (signal.SIGINT, signal.SIGHUP)],  # & and nohup
     )
     until(process, "ready")
     return process

@@ -36,7 +36,7 @@ def plots(study: "Study") -> dict[str, "Figure | None"]:
     matplotlib.use("Agg")
     from optuna.visualization import matplotlib as drawn
 
-    with warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna sets a style, for all figures that follow too
         warnings.simplefilter("ignore")  # that these plots are experimental
         axes = {
             "importances.png": drawn.plot_param_importances(study.optuna),
