@@ -64,8 +64,8 @@ def main() -> None:
     print(table(study))
     if unfinished:
         raise PipelineError(
-            f"{name}: {command.counted(unfinished, 'trial')} not ended: in other processes, or on a machine that is "
-            "gone; then the same command resumes them after 10 minutes"
+            f"{name}: {command.counted(unfinished, 'trial')} not ended. Other processes may be training them; if their "
+            "machine is gone, call the same command again after 10 minutes"
         )
     if not best:
         raise PipelineError(f"{name}: no trial finished; its trials' reasons are above")

@@ -126,9 +126,8 @@ def prepare(run: str, config: params.Params, machine: "Device") -> Prepared:
     model = models.build(recipe.model, config.runs[run].seed)
     with one_line_errors(run, config.runs[run].recipe):
         check_trainable(model)
-    data_hash = fingerprint.hash_data(train_split, val_split)
-    teacher, teacher_tags = read_teacher(config.teacher_of(run), data_hash)
-    origin = {"data_hash": data_hash, **teacher_tags}
+    teacher, teacher_tags = read_teacher(config.teacher_of(run), config.data)
+    origin = {"data_hash": fingerprint.hash_data(train_split, val_split), **teacher_tags}
     return Prepared(
         run=run,
         config=config,
@@ -172,15 +171,15 @@ def compute(
         )
 
 
-def read_teacher(teacher: str | None, data_hash: str) -> tuple["keras.Model | None", dict[str, str]]:
+def read_teacher(teacher: str | None, data: params.Data) -> tuple["keras.Model | None", dict[str, str]]:
     """The trained model of the run that is the teacher, and what names it: its record and its weights.
 
     Args:
         teacher: the run.
-        data_hash: of the splits that its student learns from and is validated on.
+        data: the splits of its student.
 
     Raises:
-        PipelineError: it is not trained, or on other splits; or it is damaged.
+        PipelineError: it is not trained, or on images that its student is validated on; or it is damaged.
     """
     from pipeline.evaluation import inference
     from pipeline.training import loop
@@ -188,9 +187,12 @@ def read_teacher(teacher: str | None, data_hash: str) -> tuple["keras.Model | No
     if teacher is None:
         return None, {}
     log = record.load_finished(teacher)
-    if log.training.environment.get("data_hash") != data_hash:  # its images may be the student's validation images
+    seed, val_images = (int(log.training.params[key]) for key in ("split_seed", "val_images"))
+    if seed != data.split_seed or val_images < data.val_images:  # else its validation split contains the student's
         raise PipelineError(
-            f"the teacher {teacher} was trained on other splits: train it again with `dvc repro train@{teacher}`"
+            f"the teacher {teacher} was trained on images that are validation images now (split_seed {seed}, "
+            f"val_images {val_images}; now {data.split_seed}, {data.val_images}): train it again with "
+            f"`dvc repro train@{teacher}`"
         )
     model = inference.load_model(log.model_file, teacher)
     return model, {"teacher_record_id": log.id, "teacher_weights_digest": loop.digest(model)}

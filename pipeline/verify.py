@@ -19,7 +19,7 @@ from pipeline.system.command import PipelineError
 
 EPOCHS = 2
 # What a machine may differ in, so that it rounds differently.
-MACHINE = ("device", "processor", "processor_model", "instruction_sets", "threads", "precision", "xla")
+MACHINE = ("device", "processor", "processor_model", "instruction_sets", "threads", "precision", "xla", "onednn")
 VERSIONS = ("tensorflow", "keras", "numpy")
 
 
@@ -79,10 +79,10 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
         print(f"{run}: {_span(epochs)} {'reproduced bit for bit' if exact else 'equal in all recorded digits'}")
         return True
     print(f"{run}: {difference}")
-    other = [key for key in (*MACHINE, *VERSIONS) if where.get(key) != there.get(key)]
+    other = [key for key in (*MACHINE, *VERSIONS) if where.get(key) != there.get(key, where.get(key))]
     if not other:
         return False
-    elsewhere = [f"{key} is {where.get(key)}, recorded: {there.get(key, 'nothing')}" for key in other]
+    elsewhere = [f"{key} is {where.get(key)}, recorded: {there[key]}" for key in other]
     deviations = replay.largest_deviations(trace, theirs)
     within = all(deviations[kind] <= allowed for kind, allowed in replay.TOLERANCE.items())
     words = ", ".join(f"{kind} by {deviations[kind]:.4f} (allowed: {replay.TOLERANCE[kind]:g})" for kind in deviations)

@@ -154,9 +154,10 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     if "--keep-going" in targets:  # after Ctrl-C, DVC would go on with the next stage
         sent[signal.SIGINT] = signal.SIGTERM
     process: subprocess.Popen | None = None
-    early = []  # what came while DVC was being started
+    told, early = [], []  # all signals that came; those while DVC was being started
 
     def tell(number: int, _: Any) -> None:
+        told.append(number)
         if process:
             os.killpg(process.pid, sent[signal.Signals(number)])
         else:
@@ -173,6 +174,8 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if signal.SIGINT in told and status:
+        return 130
     return status if status >= 0 else 128 - status
 
 

@@ -111,7 +111,9 @@ def test_node_that_can_begin_no_run_is_refused_once_with_the_reason(engine, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: node unfit is not used: ")
     assert line.endswith(reason)
-    with pytest.raises(EngineError, match=f"^no node of the cluster can be used: .*{re.escape(reason)}$"):
+    with pytest.raises(
+        EngineError, match=f"^no node of the cluster can be used: node unfit: .*{re.escape(reason)}; the same"
+    ):
         engine(unfit={method: [error]}).start(JOB)
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from pipeline import tracking, train
 from pipeline.config import params
-from pipeline.engine import Begun, Epoch, Failed, Finished, Job, Steps, WorkerDiedError
+from pipeline.engine import Begun, Epoch, Failed, Finished, Job, NodeRefusedError, Steps, WorkerDiedError
 from pipeline.engine.driver import MOST_DEATHS, Driver, locked
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.worker import work
@@ -127,6 +127,12 @@ def test_workers_that_die_without_an_epoch_end_the_run(config):
         drive(Scripted([1, died], *[[died]] * (MOST_DEATHS - 1)), config)
     loaded = record.load("custom-0")
     assert (loaded.training.status, loaded.training.end_reason) == ("failed", "killed by signal 9")
+
+
+def test_nodes_that_are_refused_are_no_deaths_of_the_run(config):
+    refused = NodeRefusedError("node full: no space")
+    log = drive(Scripted([1, 2, 3, 4, refused], *[[refused]] * MOST_DEATHS, [Finished(b"model")]), config)
+    assert log.training.status == "finished"
 
 
 def test_failure_is_recorded_with_its_reason_and_not_tried_again(config):

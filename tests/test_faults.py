@@ -125,7 +125,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(longer, un
             process.kill()
             process.wait()
             killed += 1
-        if has_ended(longer):  # killed in its last tenth of a second too: the next one is a training of its own
+        if has_ended(longer):  # killed in its last tenth of a second too: the next one is a training run of its own
             assert left(longer) == undisturbed.left
             subprocess.run(["rm", "-rf", longer / "mlruns"], check=True)
             (longer / "mlflow.db").unlink()

@@ -94,7 +94,10 @@ def test_student_learns_from_the_recorded_teacher(project, monkeypatch):
     assert len(client.get_metric_history(runs[0].info.run_id, "teacher_agreement")) == len(student.history)
     other_splits = tree | {"data": tree["data"] | {"split_seed": 1}}
     (project / "params.yaml").write_text(yaml.safe_dump(other_splits))
-    with pytest.raises(PipelineError, match="custom-0 was trained on other splits: train it again with `dvc repro tr"):
+    with pytest.raises(
+        PipelineError,
+        match=r"validation images now \(split_seed 0, val_images 50; now 1, 50\): train it again with `dvc repr",
+    ):
         run_training(monkeypatch, "compact-0")
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
     teacher.model_file.write_bytes(b"damaged")

@@ -202,7 +202,7 @@ def test_local_copy_of_the_data_is_found_from_the_copy_too(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("sent", "told", "status"),
-    [(signal.SIGTERM, "TERM", 3), (signal.SIGINT, "INT", 4), (signal.SIGHUP, "TERM", 3)],
+    [(signal.SIGTERM, "TERM", 3), (signal.SIGINT, "INT", 130), (signal.SIGHUP, "TERM", 3)],
 )
 def test_what_ends_a_workspace_ends_its_dvc(sent, told, status, tmp_path):
     process = reproducing(tmp_path)
@@ -215,13 +215,29 @@ def test_ctrl_c_ends_a_dvc_that_would_go_on_with_the_next_stage(tmp_path):
     process = reproducing(tmp_path, targets="['--keep-going']")
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == "told TERM\n"
+    assert process.returncode == 130
 
 
 def test_workspace_under_nohup_survives_its_terminal(tmp_path):
     process = reproducing(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "told INT\n"
+
+
+def test_signal_that_comes_while_dvc_is_being_started_is_passed_on(tmp_path):
+    before = """
+import os, signal, subprocess, time
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        time.sleep(1)  # until the other has set its traps
+        os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+"""
+    process = reproducing(tmp_path, before)
     assert process.communicate(timeout=30)[0] == "told TERM\n"
+    assert process.returncode == 3
 
 
 def reproducing(folder, before="", targets="[]") -> subprocess.Popen:

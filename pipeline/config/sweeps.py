@@ -21,7 +21,7 @@ def problem(config: Params, name: str, sweep: Sweep) -> str | None:
     if len(name) > MOST_NAME:
         return f": received a name of {len(name)} characters; allowed: at most {MOST_NAME}"
     if name.startswith("published-"):  # a trial's run does so too
-        return ": received a name that begins with published-; allowed: any other, those are references"
+        return ": received a name that begins with published-, which is kept for references; choose another"
     if sweep.recipe not in config.recipes:
         return f".recipe: received {sweep.recipe!r}; allowed: one of {', '.join(config.recipes)}"
     for key, dimension in sweep.space.items():

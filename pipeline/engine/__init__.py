@@ -97,6 +97,10 @@ class WorkerDiedError(Exception):
     """A worker ended without having said why. Another one may resume its run."""
 
 
+class NodeRefusedError(WorkerDiedError):
+    """A worker ended for a reason of its node's, which gets no more runs. It says nothing of the run."""
+
+
 class EngineError(PipelineError):
     """There can be no worker, for this run or any other."""
 

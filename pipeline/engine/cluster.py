@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import EngineError, Failed, Job, Message, Resume, WorkerDiedError
+from pipeline.engine import EngineError, Failed, Job, Message, NodeRefusedError, Resume, WorkerDiedError
 from pipeline.records import files
 from pipeline.system.command import PipelineError, shortened
 from pipeline.system.file_lock import file_lock
@@ -146,10 +146,16 @@ class RayEngine:
                     if self._used[node["NodeID"]] < _room(node):
                         self._used[node["NodeID"]] += 1
                         return node
-                refused = {self._refused[node["NodeID"]] for node in nodes if node["NodeID"] in self._refused}
+                refused = {
+                    f"node {node['NodeManagerAddress']}: {self._refused[node['NodeID']]}"
+                    for node in nodes
+                    if node["NodeID"] in self._refused
+                }
             missed = 0.0 if usable else missed + 0.5
             if refused and not usable:
-                raise EngineError(f"no node of the cluster can be used: {'; '.join(sorted(refused))}")
+                raise EngineError(
+                    f"no node of the cluster can be used: {'; '.join(sorted(refused))}; the same command resumes"
+                )
             if missed > NODE_SECONDS:
                 raise EngineError(
                     f"no node is left in the cluster since {NODE_SECONDS:.0f} s; the same command resumes"
@@ -206,7 +212,7 @@ class RayWorker:
         if isinstance(message, Failed) and message.by_node:
             reason = message.reason.partition(": ")[2]  # without the run's name
             self._refuse(self, reason)
-            raise NodeError(f"{self.location}: {reason}")
+            raise NodeRefusedError(f"{self.location}: {reason}")
         return message
 
     def send(self, message: Resume) -> None:
@@ -230,7 +236,7 @@ def _is_of_node(error: RayError) -> bool:
 def _reason(error: RayError) -> str:
     """What the actor's code raised, without Ray's headers and traces."""
     if cause := getattr(error, "cause", None):
-        return shortened(str(cause)) or type(cause).__name__
+        return shortened(str(cause) if isinstance(cause, PipelineError) else f"{type(cause).__name__}: {cause}")
     return shortened(str(error).strip().splitlines()[-1])
 
 

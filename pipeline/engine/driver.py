@@ -19,6 +19,7 @@ from pipeline.engine import (
     Finished,
     Job,
     Message,
+    NodeRefusedError,
     Resume,
     Steps,
     Worker,
@@ -87,7 +88,9 @@ class Driver:
             try:
                 return self._train_once(run, config, environment or {}, [epochs.append, on_epoch], expected or {})
             except WorkerDiedError as error:
-                deaths = 1 if epochs else deaths + 1
+                if epochs or isinstance(error, NodeRefusedError):
+                    deaths = 0
+                deaths += not isinstance(error, NodeRefusedError)
                 if deaths >= MOST_DEATHS:
                     raise RecipeError(  # mostly: no memory left for its batches
                         f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"

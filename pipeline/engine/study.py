@@ -31,7 +31,7 @@ from pipeline.train import StoppedError
 VARIABLE = "OPTUNA_STORAGE"
 DATABASE = "optuna.db"  # beside MLflow's: both would use one table for their versions
 BEAT_SECONDS, DEAD_SECONDS = 30.0, 600.0
-BEGIN_SECONDS = 3.0  # more than there are between `ask` and `begin`
+BEGIN_SECONDS = 30.0  # more than there are between `ask` and `begin`
 LOCATION, SEEN, PRUNED, REASON = "location", "seen_ms", "pruned", "reason"  # of a trial
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DATABASE_ERRORS = (OptunaError, SQLAlchemyError)
@@ -65,12 +65,16 @@ class Study:
         self._epochs = self.sweep.epochs or config.recipes[self.sweep.recipe].epochs
         self._asking, self._running = threading.Lock(), dict[int, Trial]()
         address = os.environ.get(VARIABLE) or f"sqlite:///{tracking.root() / DATABASE}"
-        self._is_file = address.startswith("sqlite")  # whose users are all on this machine
+        file = tracking.sqlite_path(address)
+        self._is_file = file is not None  # whose users are all on this machine
         if tracking.is_store(address):
             raise PipelineError(f"{VARIABLE}: received MLflow's own store; name another database")
         pending.WORKSPACES.mkdir(exist_ok=True)
+        # One process at a time, of this machine: of two that make the tables one would fail, and on SQLite Optuna would
+        # hand a waiting trial to two.
+        self._lock = FileLock(f"{file}.lock" if file and file.parent.is_dir() else pending.WORKSPACES / LOCK)
         try:
-            with FileLock(pending.WORKSPACES / LOCK):  # of two that make a database's tables, one would fail
+            with self._lock:
                 self._study = optuna.create_study(
                     storage=_storage(address),
                     study_name=self.name,
@@ -104,9 +108,7 @@ class Study:
 
     def ask(self) -> Trial | None:
         """The next trial, to be run in the working directory; None if there are as many as the sweep wants."""
-        record.CHECKPOINTS.mkdir(exist_ok=True)
-        # One process at a time: on SQLite, Optuna would hand a waiting trial to two.
-        with self._asking, FileLock(record.CHECKPOINTS / LOCK):
+        with self._asking, self._lock:
             self._release_dead()
             if not self.trials(TrialState.WAITING) and len(self.trials()) >= self.sweep.trials:
                 return None

@@ -208,7 +208,7 @@ def _teacher_notes(comparison: dict[str, Any]) -> list[str]:
     return [
         f"{recipe} learned from {name} ({runs[name]['parameters']:,} parameters, "
         f"{runs[name]['training_minutes']:.1f} minutes of training), which counts in no limit. "
-        "All seeds have this one teacher, so their spread does not show what another would change."
+        "All seeds have this one teacher, so the variation between them does not show what another would change."
         for recipe, name in teachers.items()
         if name in runs
     ]

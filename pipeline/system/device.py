@@ -35,7 +35,7 @@ class Device(NamedTuple):
             "threads": self.threads,
             "precision": self.precision,
             "xla": "on" if self.xla else "off",
-            "onednn": "off" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" else "on",
+            "onednn": "on" if os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("1", "true") else "off",
             **{name: number for name, number in versions().items() if name in ("tensorflow", "keras", "numpy")},
         }
 

@@ -9,7 +9,7 @@ sweep.py: the parent run of a sweep's trials.
 project_run.py, pending.py: the store that `mlflow run` was called for; what it did not finish logging.
 """
 
-from pipeline.tracking.address import check, file_store_warning, is_store, root, without_secrets
+from pipeline.tracking.address import check, file_store_warning, is_store, root, sqlite_path, without_secrets
 from pipeline.tracking.comparison import comparison_digest, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
@@ -39,6 +39,7 @@ __all__ = [
     "page_digest",
     "reference_digest",
     "root",
+    "sqlite_path",
     "sync_champions",
     "sync_comparison",
     "sync_page",

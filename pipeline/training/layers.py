@@ -1,4 +1,4 @@
-"""Faster versions of Keras layers and activations, for training only.
+"""Faster versions of Keras layers and activations, for training and for a teacher; what is saved has the stock ones.
 
 They compute what the stock ones compute, but for SiLU's rounding and dropout's random numbers, which come from the
 seed of the step instead of hidden generator state.
@@ -119,11 +119,11 @@ class Dropout(keras.layers.Dropout):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization over the last axis by TensorFlow's fused kernel."""
+    """Batch normalization over the last axis: TensorFlow's fused kernel in training, a scale and a shift otherwise."""
 
     def call(self, inputs, training=None, mask=None):
-        """Normalizes [n, h, w, c]; other shapes and dtypes, and frozen layers, are left to the stock layer."""
-        fused = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64
+        """Normalizes [n, h, w, c]; other shapes and dtypes, and a layer frozen in training, are the stock one's."""
+        fused = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64 and not self.renorm
         if not fused or self.synchronized or mask is not None or (training and not self.trainable):
             return super().call(inputs, training=training, mask=mask)
         if not training:
