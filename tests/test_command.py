@@ -33,7 +33,6 @@ def test_what_stops_a_command_says_how_to_resume(tmp_path, folder, said, number,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     process.stdout.readline()
     process.send_signal(number)

@@ -254,7 +254,7 @@ def reproducing(folder, before="", targets="[]") -> subprocess.Popen:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: [signal.signal(it, signal.SIG_DFL) for it in (signal.SIGINT, signal.SIGHUP)],  # & and nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored under nohup
     )
     until(process, "ready")
     return process
