@@ -6,8 +6,11 @@ import pytest
 import tensorflow as tf
 
 from pipeline import models
+from pipeline.system import device
 from pipeline.training import layers
 from pipeline.training.training_clone import copy_weights, training_clone
+
+BFLOAT16 = {"avx512_bf16", "amx_bf16"} & device._instruction_sets()
 
 
 @pytest.mark.parametrize("name", ["baseline", "custom"])
@@ -44,6 +47,15 @@ def test_logits_are_float32_under_mixed_precision():
     clone = training_clone(models.build("custom"), seed=1, policy="mixed_bfloat16")
     assert clone(np.zeros((1, 32, 32, 3), np.uint8)).dtype == tf.float32
     assert clone.get_layer("separable1").compute_dtype == "bfloat16"
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="oneDNN computes no bfloat16 on this processor")
+def test_plain_convolutions_with_a_bias_are_computed_in_bfloat16():
+    """Slower in float32, and the recorded baseline has some."""
+    clone = training_clone(models.build("baseline"), seed=1, policy="mixed_bfloat16")
+    kinds = keras.layers.Conv2D | keras.layers.Dense
+    precisions = {layer.name: layer.compute_dtype for layer in clone.layers if isinstance(layer, kinds)}
+    assert precisions == dict.fromkeys(precisions, "bfloat16") | {"classes": "float32"}
 
 
 L = keras.layers

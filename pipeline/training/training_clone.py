@@ -173,14 +173,14 @@ def _sums_bias_gradient_well(with_kernel: bool) -> bool:
     """Whether 16,384 ones add up to 16,384 on this machine, as the gradient of a bias, alone or after a convolution."""
 
     @tf.function(autograph=False)
-    def gradient(images, kernel, bias):
+    def gradient(images, kernel, bias, upstream):  # all of them arguments, so that nothing is folded into a constant
         with tf.GradientTape() as tape:
             tape.watch([kernel, bias])
             convolved = tf.nn.conv2d(images, kernel, 1, "SAME") if with_kernel else images
             outputs = tf.nn.bias_add(convolved, bias)
-        return tape.gradient(outputs, [kernel, bias])
+        return tape.gradient(outputs, [kernel, bias], upstream)
 
-    shapes = [64, 16, 16, 8], [3, 3, 8, 8], [8]
+    shapes = [64, 16, 16, 8], [3, 3, 8, 8], [8], [64, 16, 16, 8]
     return float(gradient(*(tf.ones(shape, tf.bfloat16) for shape in shapes))[1][0]) == 16384
 
 
