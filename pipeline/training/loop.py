@@ -20,6 +20,7 @@ from pipeline.training.augmentation import augment
 from pipeline.training.cifar10 import IMAGE_SHAPE
 from pipeline.training.dataset import Split, permutation
 from pipeline.training.loss import additional_loss, cross_entropy, distillation_loss, logits_of
+from pipeline.training.norm_statistics import precise_statistics
 from pipeline.training.reproducible import step_seed
 from pipeline.training.trainable import check_randomness, one_line
 from pipeline.training.training_clone import (
@@ -165,11 +166,19 @@ def train(
     if resume:
         for variable, value in zip(run.variables, resume.values, strict=True):
             variable.assign(value)
-    copy_weights(run.weights, model)
+    update_statistics = (
+        precise_statistics(model, train_split.images) if recipe.norm_statistics == "precise" else lambda: None
+    )
+
+    def update_model() -> None:
+        copy_weights(run.weights, model)
+        update_statistics()
+
+    update_model()  # a training run may resume after its last epoch
     run_steps, validate = graph_of_steps(run, xla), _graph_of_validation(model, val_split)
     for epoch in range(resume.epoch + 1 if resume else 1, recipe.epochs + 1):
         loss, accuracy, agreement, images_per_second = _train_one_epoch(run, epoch, run_steps, on_steps)
-        copy_weights(run.weights, model)
+        update_model()
         val_loss, val_accuracy = (float(value) for value in validate())
         if not math.isfinite(val_loss):
             raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")
