@@ -169,6 +169,14 @@ def test_validation_is_of_the_model_as_it_is_left(recipe, splits, norm_statistic
     assert epochs[-1].val_loss == pytest.approx(float(np.mean(loss)), rel=1e-4)
 
 
+def test_precise_statistics_are_those_of_the_averaged_weights(recipe, splits):
+    model, _ = trained(recipe(ema_decay=0.5, norm_statistics="precise"), splits)
+    norm = model.get_layer("norm")
+    values = keras.Model(model.input, norm.input)(splits[0].images).numpy().reshape(-1, 8)
+    np.testing.assert_allclose(norm.moving_mean, values.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, values.var(0), rtol=1e-3)
+
+
 def test_average_of_weights_trails_the_weights(recipe, splits):
     plain, averaged = (trained(recipe(ema_decay=decay), splits)[0] for decay in (0.0, 0.99))
     start = training_clone(small_model(), seed=0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.training.norm_statistics import BATCH_SIZE, IMAGES, precise_statistics
+from pipeline.training.training_clone import UntrainableError
 
 Norm = keras.layers.BatchNormalization
 
@@ -15,19 +16,32 @@ def images():
 
 
 class WithinCustomLayer(keras.layers.Layer):
-    """A user's block that has its norm to itself."""
+    """A user's block that has its norm to itself.
 
-    def __init__(self, **config):
+    Args:
+        use: when it normalizes: `always`, `by moving averages`, `in training`, or `never`.
+        config: Keras's own.
+    """
+
+    def __init__(self, use="always", **config):
         super().__init__(**config)
+        self.use = use
         self.norm = Norm(name="norm")
 
+    def get_config(self):
+        """With its own argument."""
+        return super().get_config() | {"use": self.use}
+
     def build(self, shape):
-        """Builds the norm."""
-        self.norm.build(shape)
+        """Builds the norm, if it is used."""
+        if self.use != "never":
+            self.norm.build(shape)
 
     def call(self, x, training=None):
         """Normalizes."""
-        return self.norm(x, training=training)
+        if self.use == "never" or (self.use == "in training" and not training):
+            return x
+        return self.norm(x, training=training and self.use != "by moving averages")
 
 
 def network(*layers: keras.Layer) -> keras.Model:
@@ -92,6 +106,46 @@ def test_norm_that_is_frozen_or_renormalizes_keeps_its_statistics(images):
         np.testing.assert_array_equal(norm.moving_mean, np.zeros(4))
         np.testing.assert_array_equal(norm.moving_variance, np.ones(4))
     assert np.abs(norms[2].moving_mean).min() > 0
+
+
+@pytest.mark.parametrize("use", ["by moving averages", "in training", "never"])
+def test_norm_within_a_custom_layer_that_does_not_adapt_or_is_not_called_is_left(images, use):
+    layer, norm = WithinCustomLayer(use), Norm()
+    precise_statistics(network(layer, norm), images)()
+    if layer.norm.built:
+        np.testing.assert_array_equal(layer.norm.moving_mean, np.zeros(4))
+        np.testing.assert_array_equal(layer.norm.moving_variance, np.ones(4))
+    assert np.abs(norm.moving_mean).min() > 0
+
+
+def test_variance_is_right_where_the_mean_is_large(images):
+    model = network(Norm(center=False, name="small"), keras.layers.Rescaling(1, 3000), Norm(name="norm"))
+    precise_statistics(model, images)()
+    np.testing.assert_allclose(model.get_layer("norm").moving_variance, np.ones(4), rtol=0.05)
+
+
+def test_statistics_that_are_not_finite_are_replaced(images):
+    model = network(Norm(name="norm"))
+    model.get_layer("norm").moving_variance.assign(np.full(4, np.inf))
+    precise_statistics(model, images)()
+    assert_precise(model.get_layer("norm"), values_before(model, "norm", images))
+
+
+def test_images_beyond_the_last_full_batch_are_not_used(images):
+    model = network(Norm(name="norm"))
+    precise_statistics(model, np.concatenate([images, 255 - images[:1]]))()
+    assert_precise(model.get_layer("norm"), values_before(model, "norm", images))
+
+
+def test_model_that_cannot_be_called_in_inference_is_refused_in_one_line(images):
+    class Fails(keras.layers.Layer):
+        def call(self, x, training=None):
+            if training is False:
+                raise NotImplementedError("not in\ninference")
+            return x
+
+    with pytest.raises(UntrainableError, match=r"^precise norm_statistics cannot be computed: .*not in inference"):
+        precise_statistics(network(Norm(), Fails()), images)
 
 
 def test_later_images_are_not_used(images):

@@ -108,7 +108,7 @@ def recipes(comparison: Comparison) -> tables.Rows:
 
 def _on(given: dict[str, Any], **words: str) -> str:
     """The values of a recipe that are not off, each in its words."""
-    on = [text.format(given[key]) for key, text in words.items() if given[key] not in (0, "none", "moving")]
+    on = [text.format(given[key]) for key, text in words.items() if given[key] not in tables.OFF]
     return ", ".join(on) or "none"
 
 
