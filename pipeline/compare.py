@@ -73,8 +73,10 @@ def load(config: params.Params) -> dict[str, Record]:
 
 def _other_param(loaded: Record, ours: dict[str, Any]) -> str | None:
     """What a run was trained with that params.yaml says otherwise; nothing learns from the test images."""
-    key = next((key for key in loaded.other_params(ours) if key != "test_images"), None)
-    return key and f"{key} {loaded.training.params[key]!r}, and params.yaml has {ours.get(key)!r}"
+    for key, theirs in loaded.other_params(ours).items():
+        if key != "test_images":
+            return f"{key} {theirs!r}, and params.yaml has {ours.get(key)!r}"
+    return None
 
 
 def _missing(loaded: Record) -> list[str]:

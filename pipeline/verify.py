@@ -59,11 +59,11 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     """
     log = record.load_finished(run)
     config = params.read()
-    recorded, ours = log.training.params, config.flat(run)
+    ours = config.flat(run)
     if differing := log.other_params(ours):
-        key = differing[0]
+        key = next(iter(differing))
         raise PipelineError(
-            f"{run}: {key} is {ours.get(key)!r} in params.yaml and {recorded[key]!r} in the record: "
+            f"{run}: {key} is {ours.get(key)!r} in params.yaml and {differing[key]!r} in the record: "
             f"restore the value, or train again with `dvc repro train@{run}`"
         )
     if fingerprint.hash_data(*splits.read_train_val(config.data)) != log.training.environment.get("data_hash"):

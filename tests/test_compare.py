@@ -393,14 +393,25 @@ def test_run_is_labelled_by_the_images_that_it_was_evaluated_on():
     assert compared()["comparable"]
 
 
-def test_run_that_was_trained_with_other_params_is_refused_with_its_command():
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("learning_rate", 0.5, "0.02, and params.yaml has 0.5"),
+        ("norm_statistics", "precise", "'moving', and .* 'precise'"),
+    ],
+)
+def test_run_that_was_trained_with_other_params_is_refused_with_its_command(key, value, said):
     list_runs("custom-0")
     write_run("custom-0")
+    path = Path("results/custom-0/training.json")
+    training = json.loads(path.read_text())
+    training["params"].pop("norm_statistics")  # recorded before there was such a key
+    path.write_text(json.dumps(training))
+    assert compared()["runs"]
     tree = yaml.safe_load(Path("params.yaml").read_text())
-    tree["recipes"]["custom"]["learning_rate"] = 0.5
+    tree["recipes"]["custom"][key] = value
     Path("params.yaml").write_text(yaml.safe_dump(tree))
-    said = "run 'custom-0' was trained with learning_rate 0.02, and params.yaml has 0.5: make it with `dvc repro"
-    with pytest.raises(PipelineError, match=said):
+    with pytest.raises(PipelineError, match=f"run 'custom-0' was trained with {key} {said}: make it with `dvc repro"):
         compared()
 
 

@@ -31,6 +31,14 @@ EVALUATION_FILES = (
     "speed.json",
 )
 SPLITS = ("train_images", "val_images", "test_images")
+ADDED = {  # what older records do not name was off then
+    "augment_policy": "none",
+    "augment_strength": 0.0,
+    "norm_statistics": "moving",
+    "teacher": "none",
+    "teacher_weight": 0.0,
+    "temperature": 1.0,
+}
 NOT_COMPARABLE = "quick: not comparable with the published figures"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -133,9 +141,9 @@ class Record:
             counts["test_images"] = self.evaluation["test_images"]
         return {key: count if isinstance(count, int) else 0 for key, count in counts.items()}
 
-    def other_params(self, ours: dict[str, Any]) -> list[str]:
-        """The keys of what it was trained with that have another value in `ours`, the flat params of today."""
-        return [key for key, value in self.training.params.items() if ours.get(key) != value]
+    def other_params(self, ours: dict[str, Any]) -> dict[str, Any]:
+        """What it was trained with, where `ours`, the flat params of today, has another value."""
+        return {key: value for key, value in (ADDED | self.training.params).items() if ours.get(key) != value}
 
     @property
     def comparable(self) -> bool:
