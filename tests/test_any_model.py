@@ -51,6 +51,21 @@ def trained(name, recipe, splits, seed=0, **options):
     return model, epochs
 
 
+@pytest.mark.parametrize("name", kinds(KINDS))
+def test_precise_statistics_change_nothing_else(recipe, splits, name):
+    (moving, epochs), (precise, others) = (
+        trained(name, recipe.model_copy(update={"epochs": 2, "norm_statistics": statistics}), splits)
+        for statistics in ("moving", "precise")
+    )
+    for ours, theirs in zip(moving.weights, precise.weights, strict=True):
+        if "moving_" not in ours.name:
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    for (ours, state), (theirs, same_state) in zip(epochs, others, strict=True):
+        assert (ours.loss, ours.accuracy) == (theirs.loss, theirs.accuracy)
+        assert all(map(np.array_equal, state.values, same_state.values))
+    assert np.isfinite([epoch.val_loss for epoch, _ in others]).all()
+
+
 @pytest.mark.parametrize("name", kinds(model_kinds.EXACT))
 def test_five_steps_are_those_of_stock_keras(recipe, splits, name):
     ours, epochs = trained(name, recipe, splits)

@@ -119,7 +119,9 @@ def test_same_seed_gives_the_same_weights_to_the_bit(recipe, splits, policy):
     [("sgd", "float32"), ("adamw", "mixed_bfloat16"), ("muon", "mixed_bfloat16"), ("sgd", "mixed_float16")],
 )
 def test_resumed_training_run_equals_the_uninterrupted_one_bit_for_bit(recipe, splits, optimizer, policy):
-    settings = recipe(epochs=3, optimizer=optimizer, flip="alternating", crop_pixels=4, ema_decay=0.9)
+    settings = recipe(
+        epochs=3, optimizer=optimizer, flip="alternating", crop_pixels=4, ema_decay=0.9, norm_statistics="precise"
+    )
     states, whole = [], small_model()
     loop.train(whole, settings, 0, *splits, policy=policy, on_epoch=lambda epoch, state: states.append((epoch, state)))
     for done in (1, 2, 3):
@@ -158,12 +160,21 @@ def test_loss_trace_is_the_known_one(recipe, splits):
 KNOWN_TRACE = [2.9064, 1.9928, 1.6818]
 
 
-def test_validation_is_of_the_model_as_it_is_left(recipe, splits):
-    model, epochs = trained(recipe(ema_decay=0.5), splits)
+@pytest.mark.parametrize("norm_statistics", ["moving", "precise"])
+def test_validation_is_of_the_model_as_it_is_left(recipe, splits, norm_statistics):
+    model, epochs = trained(recipe(ema_decay=0.5, norm_statistics=norm_statistics), splits)
     probabilities = model(splits[1].images)
     assert epochs[-1].val_accuracy == pytest.approx(np.mean(np.argmax(probabilities, 1) == splits[1].labels))
     loss = keras.losses.sparse_categorical_crossentropy(splits[1].labels, probabilities)
     assert epochs[-1].val_loss == pytest.approx(float(np.mean(loss)), rel=1e-4)
+
+
+def test_precise_statistics_are_those_of_the_averaged_weights(recipe, splits):
+    model, _ = trained(recipe(ema_decay=0.5, norm_statistics="precise"), splits)
+    norm = model.get_layer("norm")
+    values = keras.Model(model.input, norm.input)(splits[0].images).numpy().reshape(-1, 8)
+    np.testing.assert_allclose(norm.moving_mean, values.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, values.var(0), rtol=1e-3)
 
 
 def test_average_of_weights_trails_the_weights(recipe, splits):

@@ -100,6 +100,7 @@ class Recipe(Section):
     augment_strength: float = _number(0, 1)
     label_smoothing: float = _number(0, 1, below=True)
     ema_decay: float = _number(0, 1, below=True)
+    norm_statistics: Literal["moving", "precise"] = _choice("moving", "precise")
     teacher: Name
     teacher_weight: float = _number(0, 1)
     temperature: float = _number(0.1, 100)

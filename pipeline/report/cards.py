@@ -10,7 +10,6 @@ from pipeline.report import findings, markdown, tables
 from pipeline.report.recorded import REPORT
 
 FOLDER = REPORT / "models"
-OFF = (0, "none")  # values of a recipe's keys that mean: not used
 REGISTERED = "cifar10-{budget}"  # a champion's registered model
 
 # MLflow shows the end of a line as one: a paragraph is one line.
@@ -72,11 +71,12 @@ def card(comparison: dict[str, Any], recipe: str) -> str:
     column = 1 + list(comparison["descriptions"]).index(recipe)
     _, calibration, *recall = ([cells[0], cells[column]] for cells in tables.descriptions(comparison))
     means = [cells[1:] for cells in tables.means(comparison) if cells[0] in ("recipe", recipe)]
+    settings = [f"{key} {value}" for key, value in recipe_params.items() if value not in tables.OFF]
     blocks = [
         f"# {tables.title(f'{recipe}: a CIFAR-10 classifier', comparison)}",
         f"{row['parameters']:,} parameters, {tables.cell(row, 'multiply_adds')} M multiply-adds for one image. "
         f"{_weights(name, row['seeds'], budgets)}",
-        f"Trained with {', '.join(f'{key} {value}' for key, value in recipe_params.items() if value not in OFF)}.",
+        f"Trained with {', '.join(settings)}.",
         "## Data",
         DATA.format(*run["origin"][3].split("/")),
         "## Metrics",

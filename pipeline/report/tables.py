@@ -26,6 +26,7 @@ FORMATS = {  # key in comparison.json: format, scale
     "test_agreement": (".2f", 100),
     "arena_bytes": (",d", 1),
 }
+OFF = (0, "none", "moving")  # values of a recipe's keys that mean: not used
 ACCURACY = {
     "test_accuracy": "test\n%",
     "test_accuracy_std": "\nstd",

@@ -41,36 +41,29 @@ def end_sweep(
         plots: by file name.
         best: the best val_accuracy, if there is one.
     """
-    store.attempt(f"end {study}", lambda: _end(study, params, is_done, table, plots, best))
+
+    def end() -> None:
+        client, run_id = store.client(), _parent(study, params)
+        trials = partial(client.search_runs, [experiment.current_id()], f"tags.sweep = '{study}'")
+        for run in store.pages(trials):
+            if run.info.run_id != run_id and run.data.tags.get(PARENT) != run_id:  # the store was away when it began
+                client.set_tag(run.info.run_id, PARENT, run_id)
+        client.log_text(run_id, table, "trials.txt")
+        for name, figure in plots.items():
+            client.log_figure(run_id, figure, name)
+        if best is not None:
+            client.log_metric(run_id, "val_accuracy", best)
+        if is_done:
+            client.set_terminated(run_id, "FINISHED")
+        runs.end_dead()  # trials that were killed here, and taken over by another machine
+
+    store.attempt(f"end {study}", end)
 
 
 def _begin(study: str, params: Mapping[str, Any]) -> str:
     run_id = _parent(study, params)
     store.client().update_run(run_id, "SCHEDULED")
     return run_id
-
-
-def _end(
-    study: str,
-    params: Mapping[str, Any],
-    is_done: bool,
-    table: str,
-    plots: Mapping[str, "Figure | None"],
-    best: float | None,
-) -> None:
-    client, run_id = store.client(), _parent(study, params)
-    trials = partial(client.search_runs, [experiment.current_id()], f"tags.sweep = '{study}'")
-    for run in store.pages(trials):
-        if run.info.run_id != run_id and run.data.tags.get(PARENT) != run_id:  # the store was away when it began
-            client.set_tag(run.info.run_id, PARENT, run_id)
-    client.log_text(run_id, table, "trials.txt")
-    for name, figure in plots.items():
-        client.log_figure(run_id, figure, name)
-    if best is not None:
-        client.log_metric(run_id, "val_accuracy", best)
-    if is_done:
-        client.set_terminated(run_id, "FINISHED")
-    runs.end_dead()  # trials that were killed here, and taken over by another machine
 
 
 def _parent(study: str, params: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pipeline.training.augmentation import augment
 from pipeline.training.cifar10 import IMAGE_SHAPE
 from pipeline.training.dataset import Split, permutation
 from pipeline.training.loss import additional_loss, cross_entropy, distillation_loss, logits_of
+from pipeline.training.norm_statistics import precise_statistics
 from pipeline.training.reproducible import step_seed
 from pipeline.training.trainable import check_randomness, one_line
 from pipeline.training.training_clone import (
@@ -139,7 +140,7 @@ def train(
     """Trains `model` in place.
 
     Each epoch reshuffles and drops the partial last batch. Validation uses `model` itself: stock layers in float32 with
-    the weights (or their moving average) as they are saved.
+    the weights (or their moving average) and the statistics of batch normalization as they are saved.
 
     Args:
         model: from uint8 images (cast, not scaled, if its input has another dtype) to probabilities. Weights that are
@@ -165,11 +166,18 @@ def train(
     if resume:
         for variable, value in zip(run.variables, resume.values, strict=True):
             variable.assign(value)
-    copy_weights(run.weights, model)
     run_steps, validate = graph_of_steps(run, xla), _graph_of_validation(model, val_split)
+    is_precise = recipe.norm_statistics == "precise"
+    update_statistics = precise_statistics(model, train_split.images) if is_precise else lambda: None
+
+    def update_model() -> None:
+        copy_weights(run.weights, model)
+        update_statistics()
+
+    update_model()  # a training run may resume after its last epoch
     for epoch in range(resume.epoch + 1 if resume else 1, recipe.epochs + 1):
         loss, accuracy, agreement, images_per_second = _train_one_epoch(run, epoch, run_steps, on_steps)
-        copy_weights(run.weights, model)
+        update_model()
         val_loss, val_accuracy = (float(value) for value in validate())
         if not math.isfinite(val_loss):
             raise FloatingPointError(f"the validation loss is {val_loss} after epoch {epoch}")

@@ -92,7 +92,13 @@ def recipes(comparison: Comparison) -> tables.Rows:
             given["model"],
             f"{given['optimizer']}, learning rate {given['learning_rate']:g}, {given['schedule']} schedule, "
             f"warm-up {given['warmup_fraction']:g}, batches of {given['batch_size']}, {given['epochs']} epochs",
-            _on(given, weight_decay="weight decay {}", label_smoothing="label smoothing {}", ema_decay="EMA {}"),
+            _on(
+                given,
+                weight_decay="weight decay {}",
+                label_smoothing="label smoothing {}",
+                ema_decay="EMA {}",
+                norm_statistics="{} norm statistics",
+            ),
             _on(given, flip="{} flip", crop_pixels="shift by up to {} pixels", augment_policy="{} policy"),
             given["teacher"],
         ]
@@ -102,7 +108,7 @@ def recipes(comparison: Comparison) -> tables.Rows:
 
 def _on(given: dict[str, Any], **words: str) -> str:
     """The values of a recipe that are not off, each in its words."""
-    on = [text.format(given[key]) for key, text in words.items() if given[key] not in (0, "none")]
+    on = [text.format(given[key]) for key, text in words.items() if given[key] not in tables.OFF]
     return ", ".join(on) or "none"
 
 
