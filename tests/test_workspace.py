@@ -94,7 +94,7 @@ def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
     value = (before["data"] | before["train"] | before["recipes"]["custom"])[key]
     other = {"schedule": "cosine", "device": "cpu", "xla": "off", "precision": "float32", "optimizer": "adamw"}
     other |= {"flip": "random", "model": "custom", "momentum": 0.5, "learning_rate": 0.5}
-    other |= {"augment_policy": "trivial", "teacher": "baseline-0"}
+    other |= {"augment_policy": "trivial", "teacher": "baseline-0", "norm_statistics": "precise"}
     pairs = (("augment_policy", "augment_strength"), ("teacher", "teacher_weight"))
     also = {name: other.get(name, 0.25) for pair in pairs if key in pair for name in pair}
     wanted = other.get(key, value * 2 or 1 if isinstance(value, int) else 0.25)
