@@ -1,7 +1,7 @@
 """The teacher: a dense network of 2.0 M parameters that small ones imitate. It keeps to no budget.
 
-Its form is that of airbench94 (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024), which trains fast for its
-accuracy. Different are the stem, which learns instead of whitening, and ReLU, which is faster on a CPU than GELU.
+Its form is that of airbench94 (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024), which trains fast for
+its accuracy. Different are the stem, which learns instead of whitening, and ReLU, which is faster on a CPU than GELU.
 """
 
 import keras
