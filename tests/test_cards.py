@@ -52,8 +52,8 @@ def test_card_of_a_champion_holds_its_metrics_and_all_forms():
     assert f"| test accuracy, % | 3 | 86.00 | 1.00 | {low} to {high} |" in text
     value, low, high = (f"{100 * number:.1f}" for number in comparison["descriptions"]["custom"]["cat"])
     assert f"| cat | {value} ({low} to {high}) |" in text
-    assert "custom-0, of n = 3. It is the model to take for: published-base (champion), published-custom (ch" in text
-    assert "| custom int8 | 152,624 | 90.00 | 85.12 | 0.42 | 100.00 | 220,416 |" in text
+    assert "custom-0, one of 3 seeds: 85.00 % test accuracy. It is the model to take for: published-base (ch" in text
+    assert "| custom-0 int8 | 152,624 | 90.00 | 85.12 | 0.42 | 100.00 | 220,416 |" in text
     assert "optimizer muon" in text
     assert f"from commit `{'0' * 40}`" in text
     assert len(blocks(text, "python")) == 3
@@ -70,7 +70,7 @@ def test_card_is_of_the_run_to_take_even_if_another_one_is_exported():
     write_run("custom-1", val_accuracy=0.72)
     write_export("custom-0")
     text = cards.card(compared(), "custom")
-    assert "those of custom-1, of n = 2. It is the model to take for: published-base (stand-in)" in text
+    assert "custom-1, one of 2 seeds: 85.00 % test accuracy. It is the model to take for: published-base (st" in text
     assert "custom-0" not in text
     assert "tflite" not in text
 

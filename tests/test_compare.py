@@ -21,7 +21,18 @@ from pipeline.config import params
 from pipeline.evaluation import predictions
 from pipeline.records import exports, files, record, references
 from pipeline.records.record import NOT_COMPARABLE
-from pipeline.report import comparison, comparison_plots, findings, markdown, statistics, tables, terminal
+from pipeline.report import (
+    cards,
+    comparison,
+    comparison_plots,
+    findings,
+    markdown,
+    run_tags,
+    statistics,
+    tables,
+    terminal,
+)
+from pipeline.report.page import content
 from pipeline.system.command import PipelineError
 from pipeline.training import cifar10
 
@@ -165,7 +176,7 @@ def test_verdict_on_three_seeds_each_is_of_recipes(capsys):
     out = " ".join(printed(capsys).split())
     assert f"custom - baseline +2.00 {100 * estimate.low:.2f} to {100 * estimate.high:.2f} better" in out
     assert "Against baseline, the best of the others: +2.00 points" in out
-    assert "custom is better, significant at the 95 % level" in out
+    assert "custom is better, significant at the 5 % level" in out
     assert "McNemar" not in out
 
 
@@ -176,7 +187,7 @@ def test_model_that_validation_chooses_may_be_worse_on_test_and_that_is_said(cap
     out = " ".join(printed(capsys).split())
     assert "take baseline-0 (champion)" in out
     assert "Against custom, the best of the others: -2.00 points of test accuracy (95 % interval -2." in out
-    assert "baseline is worse, significant at the 95 % level" in out
+    assert "baseline is worse, significant at the 5 % level" in out
 
 
 def test_small_difference_is_not_told_apart():
@@ -637,17 +648,17 @@ def test_exported_files_stand_beside_the_published_ones(capsys):
     assert (row["threads"], row["processor"], row["violations"]) == (2, "Made-up 9000", [])
     assert comparison["exports"]["baseline"]["int8"] is None
     page = markdown.page(comparison)
-    assert "| custom int8 | 152,624 | 90.00 | 85.12 | 0.42 | 100.00 | 220,416 |" in page
+    assert "| custom-0 int8 | 152,624 | 90.00 | 85.12 | 0.42 | 100.00 | 220,416 |" in page
     assert "| mlperf-tiny-resnet8\\* int8 | 98,496 | – | 86.97 | – | – | 55,984 |" in page  # noqa: RUF001
     assert (
         "78,666 parameters, 12.5 M multiply-adds. Its benchmark requires an int8 file to reach 85 % test accuracy."
         in page
     )
-    assert "baseline int8" not in page
+    assert "baseline-0 int8" not in page
     out = " ".join(printed(capsys).split())
-    assert "custom int8 152,624 90.00 85.12 0.42 " in out
-    assert "baseline has no int8 file: layer 'x' uses Y. baseline: it is too large." in out
-    assert "85 % test accuracy. Reached by custom." in out
+    assert "custom-0 int8 152,624 90.00 85.12 0.42 " in out
+    assert "baseline-0 has no int8 file: layer 'x' uses Y. baseline-0: it is too large." in out
+    assert "85 % test accuracy. Reached by custom-0." in out
     assert "Every int8 file is within" not in out
 
 
@@ -673,7 +684,7 @@ def test_exported_files_change_no_budget_and_no_champion():
         assert after[key] == before[key]
     page = markdown.page(after)
     assert "Every int8 file is within params.yaml's limits on its size and its loss of validation accuracy." in page
-    assert "On the processor it was measured on, int8 is slower than float32 for custom (0.42 and 0.36 ms)." in page
+    assert "On the processor it was measured on, int8 is slower than float32 for custom-0 (0.42 and 0.36 ms)." in page
 
 
 def test_what_an_int8_file_must_reach_is_asked_of_all_images_only():
@@ -707,7 +718,7 @@ def test_times_of_different_machines_are_not_compared(capsys):
     list_runs("custom-0", "custom-1", "compact-0")
     for run in ("custom-0", "custom-1", "compact-0"):
         write_run(run)
-    said = "minutes and images/s: not comparable between machines."
+    said = "minutes and images/s: not comparable between machines, and – where a recipe's runs had several."  # noqa: RUF001
     assert said not in markdown.page(compared())
     path = Path("results/custom-1/training.json")
     training = files.read_json(path)
@@ -722,6 +733,37 @@ def test_times_of_different_machines_are_not_compared(capsys):
     assert "| custom | 24.0 | 2 | – | – |" in markdown.page(compared())  # noqa: RUF001
 
 
+def test_precision_that_differs_between_runs_is_told_where_it_counts(capsys):
+    list_runs("custom-0", "custom-1", "compact-0")
+    for run in ("custom-0", "custom-1", "compact-0"):
+        write_run(run)
+    assert "recision" not in " ".join(findings.accuracy_notes(compared()) + findings.pair_notes(compared()))
+    (pair,) = compared()["pairs"]
+    assert "precision" not in findings.certainty(compared(), pair)
+    path = Path("results/custom-0/training.json")
+    training = files.read_json(path)
+    training["environment"]["precision"] = "float32"
+    files.write_json(path, training)
+    told = "Precision of training: float32: custom-0; bfloat16: custom-1, compact-0. A std over runs of both includes"
+    assert told in " ".join(printed(capsys).split())
+    assert told in markdown.page(compared())
+    assert "trained in different precisions, the difference includes" in markdown.page(compared())
+    assert "their different precisions" in findings.certainty(compared(), pair)
+
+
+def test_champion_of_several_seeds_is_told_with_its_own_accuracy():
+    list_runs(*(f"custom-{seed}" for seed in range(3)))
+    for seed in range(3):
+        write_run(f"custom-{seed}", 0.85 + 0.01 * seed, errors_seed=seed)
+    assert (
+        "test accuracy 86.00 %, validation 70.00 %, n = 3. custom-0 itself: test accuracy 85.00 %."
+        in (findings.budgets(compared())[0])
+    )
+    tags, _ = run_tags.by_budget(compared())["published-base"]
+    assert tags["test_accuracy"].startswith("86.00 %, n = 3, 95 % interval over seeds ")
+    assert tags["run_test_accuracy"] == "85.00 %"
+
+
 def test_times_of_files_on_different_processors_are_not_compared():
     list_runs("custom-0", "compact-0")
     for run in ("custom-0", "compact-0"):
@@ -730,7 +772,7 @@ def test_times_of_files_on_different_processors_are_not_compared():
     assert "ms: median for one image, 2 threads of Made-up 9000. arena:" in markdown.page(compared())
     path = Path("results/compact-0/export/speed.json")
     files.write_json(path, files.read_json(path) | {"processor": "Another"})
-    where = "custom on 2 threads of Made-up 9000; compact on 2 threads of Another"
+    where = "custom-0 on 2 threads of Made-up 9000; compact-0 on 2 threads of Another"
     assert f"ms: median for one image, {where} (not comparable between processors)." in markdown.page(compared())
 
 
@@ -744,7 +786,16 @@ def test_student_is_compared_with_what_its_teacher_cost(capsys):
     write_run("compact-0")
     said = "compact learned from custom-0 (92,027 parameters, 2.0 minutes of training), which counts in no limit."
     assert said in " ".join(printed(capsys).split())
-    assert said in markdown.page(compared())
+    comparison = compared()
+    assert said in markdown.page(comparison)
+    assert said in cards.card(comparison, "compact")
+    assert said not in cards.card(comparison, "custom")
+    assert comparison["champions"]["published-custom"]["recipe"] == "compact"
+    assert said in findings.answer(comparison, "published-custom")
+    assert said in findings.budgets(comparison)[1]
+    histories = compare.read_histories(compare.load(params.read()))
+    values = {line["name"]: set(line["values"]) for line in content.curves(comparison, histories)["lines"]}
+    assert values["custom"] - values["compact"] == {"loss"}
 
 
 def test_speed_without_the_latency_of_a_file_is_refused_with_its_command():

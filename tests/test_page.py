@@ -273,7 +273,9 @@ def test_curves_say_the_numbers_of_the_epoch_under_the_mouse_or_the_keyboard(des
 def test_curve_is_the_mean_over_the_seeds_with_their_range_as_a_band():
     histories = {f"a-{seed}": [{"epoch": 1, "val_accuracy": 0.5 + seed / 10}] for seed in range(2)}
     runs = [{"run": run, "recipe": "a", "seed": seed} for seed, run in enumerate(histories)]
-    found = content.curves({"recipes": {"a": {}}, "runs": runs, "published": []}, histories)
+    found = content.curves(
+        {"recipes": {"a": {}}, "recipe_params": {"a": {"teacher": "none"}}, "runs": runs, "published": []}, histories
+    )
     assert found["lines"] == [
         {"name": "a", "kind": "recipe", "runs": ["a-0", "a-1"], "values": {"val_accuracy": [[0.5], [0.6]]}}
     ]
@@ -735,7 +737,8 @@ def test_lead_on_the_published_network_is_never_overstated(interval, said):
 def test_verdict_in_words_is_the_pairs_own(verdict, of, first, said):
     pair = {"recipes": ["a", "b"], "runs": [["a-0"], ["b-0"]], "of": of, "verdict": verdict, "interval": [0.01, 0.03]}
     assert findings.verdict(pair, "it", findings.sides(pair, first)[1], first) == said
-    certain = findings.certainty(pair)
+    runs = [{"run": run, "precision": "float32"} for run in ("a-0", "b-0")]
+    certain = findings.certainty({"runs": runs}, pair)
     assert ("not significant" in certain) == (verdict == "not told apart")
     assert ("Whether their recipes differ is open" in certain) == (of == "weights")
 

@@ -11,7 +11,7 @@ from pipeline.config import params
 from pipeline.records import record
 from pipeline.report import run_tags
 from pipeline.system.command import PipelineError
-from pipeline.tracking import store
+from pipeline.tracking import address, store
 
 
 def comparison():
@@ -25,11 +25,14 @@ def write_report():
     Path("report/comparison.json").write_text(json.dumps(comparison()))
 
 
+def found_runs():
+    client = store.client()
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+
 def compare_tags():
     """The tags of each run that the comparison set."""
-    client = store.client()
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    tags = {run.info.run_name: run.data.tags for run in runs}
+    tags = {run.info.run_name: run.data.tags for run in found_runs()}
     return {
         name: {key.removeprefix("compare."): value for key, value in of.items() if key.startswith("compare.")}
         for name, of in tags.items()
@@ -56,7 +59,10 @@ def test_tags_of_several_seeds_are_of_the_recipes(project):
     tags = run_tags.by_run(comparison())
     low, high = (f"{100 * limit:.2f}" for limit in comparison()["recipes"]["custom"]["test_accuracy_interval"])
     for seed in range(3):
-        assert tags[f"custom-{seed}"]["test_accuracy"] == f"87.00 %, n = 3, 95 % interval {low} to {high} (quick)"
+        assert (
+            tags[f"custom-{seed}"]["test_accuracy"]
+            == f"87.00 %, n = 3, 95 % interval over seeds {low} to {high} (quick)"
+        )
         assert tags[f"custom-{seed}"]["vs.baseline"].endswith(" (quick)")
         assert ("model_for.published-custom" in tags[f"custom-{seed}"]) == (seed == 0)
     assert tags["custom-0"]["model_for.published-custom"] == "champion (quick)"
@@ -79,6 +85,25 @@ def test_sync_tags_each_run_once_and_takes_back_what_no_longer_holds(project, mo
     tags = compare_tags()["custom-0"]
     assert tags == run_tags.by_run(comparison())["custom-0"]
     assert not any(name.startswith("vs.") for name in tags)
+
+
+def test_tags_leave_the_run_of_a_replaced_record_and_stay_on_those_of_other_folders(project, monkeypatch):
+    store.reconnect()
+    list_runs("custom-0")
+    for record_id, folder in (("old", "."), ("other", ".workspaces/x"), ("new", ".")):
+        write_run("custom-0")
+        training = Path("results/custom-0/training.json")
+        training.write_text(json.dumps(json.loads(training.read_text()) | {"record_id": record_id}))
+        write_report()
+        monkeypatch.setattr(address, "folder", lambda folder=folder: folder)
+        sync.main()
+    tags = {run.data.tags["record_id"]: run.data.tags for run in found_runs() if run.info.run_name == "custom-0"}
+    of_comparison = {
+        record_id: {name for name in names if "compar" in name and name != "comparable"}
+        for record_id, names in tags.items()
+    }
+    assert of_comparison["old"] == set()
+    assert of_comparison["other"] == of_comparison["new"] > {"compare.test_accuracy"}
 
 
 def test_run_that_is_not_compared_gets_no_tags(project):

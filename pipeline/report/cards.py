@@ -71,19 +71,24 @@ def card(comparison: dict[str, Any], recipe: str) -> str:
     column = 1 + list(comparison["descriptions"]).index(recipe)
     _, calibration, *recall = ([cells[0], cells[column]] for cells in tables.descriptions(comparison))
     means = [cells[1:] for cells in tables.means(comparison) if cells[0] in ("recipe", recipe)]
-    settings = [f"{key} {value}" for key, value in recipe_params.items() if value not in tables.OFF]
+    is_taught = recipe_params["teacher"] not in tables.OFF
+    settings = [
+        f"{key} {value}"
+        for key, value in recipe_params.items()
+        if value not in tables.OFF and (is_taught or key != "temperature")
+    ]
     blocks = [
         f"# {tables.title(f'{recipe}: a CIFAR-10 classifier', comparison)}",
         f"{row['parameters']:,} parameters, {tables.cell(row, 'multiply_adds')} M multiply-adds for one image. "
-        f"{_weights(name, row['seeds'], budgets)}",
-        f"Trained with {', '.join(settings)}.",
+        f"{_weights(run, row['seeds'], budgets)}",
+        " ".join([f"Trained with {', '.join(settings)}.", *findings.teacher_notes(comparison, recipe)]),
         "## Data",
         DATA.format(*run["origin"][3].split("/")),
         "## Metrics",
         markdown.table(means),
         f"Means over seeds; the interval covers further seeds. Test accuracy averaged with the flipped images: "
         f"{tables.cell(row, 'test_accuracy_flip')} %. Calibration error: {calibration[1]} %.",
-        markdown.table([["test images of", "correct, % (95 % interval)"], *recall]),
+        markdown.table([["class", "recall, % (95 % interval)"], *recall]),
         f"Most often confused: {_confusions(comparison['confusions'][recipe])}.",
         *_files(comparison, exports),
         "## Use",
@@ -98,9 +103,11 @@ def card(comparison: dict[str, Any], recipe: str) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _weights(run: str, seeds: int, budgets: dict[str, Any]) -> str:
+def _weights(run: dict[str, Any], seeds: int, budgets: dict[str, Any]) -> str:
     taken = ", ".join(f"{name} ({of['status']})" for name, of in budgets.items())
-    return f"The weights are those of {run}, of n = {seeds}. " + (
+    of_seeds = f"one of {seeds} seeds" if seeds > 1 else "the only seed so far"
+    accuracy = f"{tables.cell(run, 'test_accuracy')} % test accuracy"
+    return f"The weights are those of {run['run']}, {of_seeds}: {accuracy}. " + (
         f"It is the model to take for: {taken}." if taken else "It is no budget's model to take."
     )
 

@@ -81,6 +81,7 @@ def run_metrics(run: Record) -> dict[str, Any]:
         **{key: evaluation[key] for key in ("parameters", "multiply_adds", "epochs")},
         "training_minutes": round(len(seconds) * median(seconds) / 60, 2),  # an hour of a busy machine does not count
         "images_per_second": round(median(epoch.images_per_second for epoch in training.epochs), 1),
+        "precision": environment["precision"],
         "commit": environment["commit"],
         "model_sha256": run.speed.get("model_sha256", ""),
         "origin": [

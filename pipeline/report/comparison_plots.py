@@ -48,7 +48,7 @@ def accuracy_vs_parameters(comparison: dict[str, Any]) -> bytes:
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    title, y = "Test accuracy by number of parameters", "test accuracy, % (bars: 95 % interval)"
+    title, y = "Test accuracy by number of parameters", "test accuracy, % (bars: 95 % interval over seeds)"
     figure, axes = _axes(title, "parameters (grey: fewer, and better, than published)", y, comparison)
     rows = [*comparison["published"], *comparison["recipes"].values()]
     left, right = min(row["parameters"] for row in rows) / 2, max(row["parameters"] for row in rows) * 2

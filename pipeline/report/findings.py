@@ -25,11 +25,15 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
         f"Recipe {name}: test accuracy {tables.cell(row, 'test_accuracy')} %, "
         f"validation {tables.cell(row, 'val_accuracy')} %, n = {row['seeds']}.",
     ]
+    if row["seeds"] > 1:
+        (run,) = (run for run in comparison["runs"] if run["run"] == champion["run"])
+        sentences.append(f"{run['run']} itself: test accuracy {tables.cell(run, 'test_accuracy')} %.")
     if rival := best_other(comparison, champion):
         sentences.append(_difference(pair_of(comparison, name, rival), name, comparison["recipes"]))
     for row in comparison["against_published"]:
         if (row["recipe"], row["published"]) == (name, budget):
             sentences.append(f"Against the published result: {_points(row['difference'], row['interval'])}).")
+    sentences += teacher_notes(comparison, name)
     if champion["note"]:
         sentences.append(f"{champion['note'][0].upper()}{champion['note'][1:]}.")
     return sentences
@@ -59,7 +63,7 @@ def _difference(pair: dict[str, Any], name: str, recipes: dict[str, Any]) -> str
     measured = f"{_points(sign * pair['difference'], limits)}, adjusted p {tables.p(pair['p_adjusted'])})"
     is_told_apart = pair["verdict"] != "not told apart"
     if pair["of"] == "recipes":
-        better = f"{name} is {'better' if sign > 0 else 'worse'}, significant at the 95 % level"
+        better = f"{name} is {'better' if sign > 0 else 'worse'}, significant at the 5 % level"
         return f"Against {rival}, the best of the others: {measured}. {better if is_told_apart else 'Not told apart'}."
     single = " and ".join(recipe for recipe in pair["recipes"] if recipes[recipe]["seeds"] == 1)
     significant = "significant" if is_told_apart else "not significant"
@@ -87,8 +91,9 @@ def answer(comparison: dict[str, Any], budget: str) -> list[str]:
     published = {row["recipe"]: row for row in comparison["against_published"] if row["published"] == budget}
     rival = best_other(comparison, champion)
     ahead = f"; it {beats(published[name]['interval'])}" if name in published else ""
+    learned = teacher_notes(comparison, name)
     if rival is None:
-        return [f"Within {limits}, take {champion['run']}: its recipe is the only one there{ahead}."]
+        return [f"Within {limits}, take {champion['run']}: its recipe is the only one there{ahead}.", *learned]
     pair = pair_of(comparison, name, rival)
     ours, theirs = sides(pair, name)
     taken = name if pair["of"] == "recipes" else champion["run"]
@@ -97,7 +102,8 @@ def answer(comparison: dict[str, Any], budget: str) -> list[str]:
     sentences = [
         f"Within {limits}, take {taken}, with {tables.cell(measured[taken], 'test_accuracy')} % test accuracy: "
         f"{clause.rstrip(',')}{ahead}.",
-        certainty(pair),
+        certainty(comparison, pair),
+        *learned,
     ]
     if " worse " in clause:
         sentences.append("The choice is by validation accuracy and number of seeds, as always.")
@@ -140,15 +146,18 @@ def verdict(pair: dict[str, Any], ours: str, theirs: str, first: str) -> str:
     return f"{ours} is {nearest:.1f} to {farthest:.1f} points {'better' if sign > 0 else 'worse'} than {theirs}"
 
 
-def certainty(pair: dict[str, Any]) -> str:
+def certainty(comparison: dict[str, Any], pair: dict[str, Any]) -> str:
     """Whether a pair's difference is significant, and of what."""
     significant = "significant" if pair["verdict"] != "not told apart" else "not significant"
+    precisions = {run["run"]: run["precision"] for run in comparison["runs"]}
+    ours, theirs = ({precisions[run] for run in runs} for runs in pair["runs"])
+    includes = "" if ours == theirs else " It includes whatever their different precisions of training change."
     if pair["of"] == "recipes":
-        return f"The range is a 95 % interval over seeds and images; the difference is {significant}."
+        return f"The range is a 95 % interval over seeds and images; the difference is {significant}.{includes}"
     return (
         "The range is a 95 % interval over images; the difference between these two trained networks is "
         f"{significant}. Whether their recipes differ is open: a recipe with one seed may do better or worse with "
-        "another."
+        f"another.{includes}"
     )
 
 
@@ -167,8 +176,18 @@ def accuracy_notes(comparison: dict[str, Any]) -> list[str]:
         "Means over n seeds. flip: test accuracy of the probabilities averaged over an image and its mirror image.",
         "std: sample standard deviation of the test accuracy over seeds, in percentage points.",
         *(f"* published, not measured here; accuracy on {images}." for images in measured_on),
+        *_precision_notes(comparison),
         *([] if comparison["comparable"] else [f"{NOT_COMPARABLE}."]),
     ]
+
+
+def _precision_notes(comparison: dict[str, Any]) -> list[str]:
+    """Which runs were trained in which precision, unless it was one."""
+    runs = _grouped((run["precision"], run["run"]) for run in comparison["runs"])
+    if len(runs) == 1:
+        return []
+    trained = "; ".join(f"{precision}: {', '.join(of_precision)}" for precision, of_precision in runs.items())
+    return [f"Precision of training: {trained}. A std over runs of both includes what the precision changes."]
 
 
 def status_notes(comparison: dict[str, Any]) -> list[str]:
@@ -184,33 +203,41 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
 
 def trained_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
     """The recipes of each machine: device, threads, processor and precision."""
-    return _by_machine((run["origin"][1], run["recipe"]) for run in comparison["runs"])
+    return _grouped((run["origin"][1], run["recipe"]) for run in comparison["runs"])
 
 
-def _by_machine(measured: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    recipes: dict[str, list[str]] = {}
-    for machine, recipe in dict.fromkeys(measured):
-        recipes.setdefault(machine, []).append(recipe)
-    return recipes
+def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for key, name in dict.fromkeys(named):
+        names.setdefault(key, []).append(name)
+    return names
 
 
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
     """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
     machines = trained_on(comparison)
     where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in machines.items())
-    times = f"minutes and images/s: not comparable between machines. {where}."
-    return ([times] if len(machines) > 1 else []) + _teacher_notes(comparison)
+    times = (
+        f"minutes and images/s: not comparable between machines, and {tables.UNKNOWN} where a recipe's runs had "
+        f"several. {where}."
+    )
+    teachers = [
+        f"{sentence} All seeds have this one teacher, so the variation between them does not show what another would "
+        "change."
+        for recipe in comparison["recipes"]
+        for sentence in teacher_notes(comparison, recipe)
+    ]
+    return ([times] if len(machines) > 1 else []) + teachers
 
 
-def _teacher_notes(comparison: dict[str, Any]) -> list[str]:
-    runs = {run["run"]: run for run in comparison["runs"]}
-    teachers = {recipe: given["teacher"] for recipe, given in comparison["recipe_params"].items()}
+def teacher_notes(comparison: dict[str, Any], recipe: str) -> list[str]:
+    """Which teacher a recipe had and what it cost; nothing if it had none."""
+    name = comparison["recipe_params"][recipe]["teacher"]
     return [
-        f"{recipe} learned from {name} ({runs[name]['parameters']:,} parameters, "
-        f"{runs[name]['training_minutes']:.1f} minutes of training), which counts in no limit. "
-        "All seeds have this one teacher, so the variation between them does not show what another would change."
-        for recipe, name in teachers.items()
-        if name in runs
+        f"{recipe} learned from {name} ({run['parameters']:,} parameters, {run['training_minutes']:.1f} minutes of "
+        "training), which counts in no limit."
+        for run in comparison["runs"]
+        if run["run"] == name
     ]
 
 
@@ -227,6 +254,10 @@ def pair_notes(comparison: dict[str, Any]) -> list[str]:
             "Where a recipe has one seed, single runs are compared (those of the lowest seeds), by an exact McNemar "
             "test. It compares two sets of weights, not two recipes: another seed may reverse it. The interval covers "
             "further images only."
+        )
+    if len({run["precision"] for run in comparison["runs"]}) > 1:
+        notes.append(
+            "Where the two sides were trained in different precisions, the difference includes what that changes."
         )
     if kinds:
         notes.append(
@@ -282,16 +313,16 @@ def export_notes(comparison: dict[str, Any]) -> list[str]:
 
 
 def file_notes(exports: dict[str, Any]) -> list[str]:
-    """How exported files were measured, by recipe; which one is missing, and which limits are not kept."""
+    """How exported files were measured; which one is missing, and which limits are not kept."""
     if not exports:
         return []
-    without = {recipe: row["without_int8"] for recipe, row in exports.items() if not row["int8"]}
-    violations = [f"{recipe}: {words}." for recipe, row in exports.items() for words in row["violations"]]
+    without = {row["run"]: row["without_int8"] for row in exports.values() if not row["int8"]}
+    violations = [f"{row['run']}: {words}." for row in exports.values() for words in row["violations"]]
     return [
         "Each file is evaluated itself, by LiteRT. same class: test images to which it gives the Keras model's class.",
         f"ms: median for one image, {_machines(exports)}. arena: memory that TFLite Micro needs beside the file.",
         *_slower(exports),
-        *(f"{recipe} has no int8 file: {why}." for recipe, why in without.items()),
+        *(f"{run} has no int8 file: {why}." for run, why in without.items()),
         *(
             violations
             or ["Every int8 file is within params.yaml's limits on its size and its loss of validation accuracy."]
@@ -302,8 +333,8 @@ def file_notes(exports: dict[str, Any]) -> list[str]:
 def _slower(exports: dict[str, Any]) -> list[str]:
     """Which int8 files take longer than the float32 ones."""
     slower = [
-        f"{recipe} ({tables.cell(row['int8'], 'latency_ms')} and {tables.cell(row['float32'], 'latency_ms')} ms)"
-        for recipe, row in exports.items()
+        f"{row['run']} ({tables.cell(row['int8'], 'latency_ms')} and {tables.cell(row['float32'], 'latency_ms')} ms)"
+        for row in exports.values()
         if row["int8"] and row["int8"]["latency_ms"] > row["float32"]["latency_ms"]
     ]
     return (
@@ -312,19 +343,19 @@ def _slower(exports: dict[str, Any]) -> list[str]:
 
 
 def _machines(exports: dict[str, Any]) -> str:
-    measured = ((f"{row['threads']} threads of {row['processor']}", recipe) for recipe, row in exports.items())
-    machines = _by_machine(measured)
+    measured = ((f"{row['threads']} threads of {row['processor']}", row["run"]) for row in exports.values())
+    machines = _grouped(measured)
     if len(machines) == 1:
         return next(iter(machines))
-    where = "; ".join(f"{', '.join(recipes)} on {machine}" for machine, recipes in machines.items())
+    where = "; ".join(f"{', '.join(runs)} on {machine}" for machine, runs in machines.items())
     return f"{where} (not comparable between processors)"
 
 
 def _reach(exports: dict[str, Any], asked: float) -> str:
-    """Which recipes' int8 files reach an accuracy on the test images, and which do not."""
-    reached = {recipe: row["int8"]["test_accuracy"] >= asked for recipe, row in exports.items() if row["int8"]}
+    """Whose int8 files reach an accuracy on the test images, and whose do not."""
+    reached = {row["run"]: row["int8"]["test_accuracy"] >= asked for row in exports.values() if row["int8"]}
     words = {True: "Reached by {}.", False: "Not reached by {}."}
-    names = {value: [recipe for recipe, reaches in reached.items() if reaches == value] for value in words}
+    names = {value: [run for run, reaches in reached.items() if reaches == value] for value in words}
     return " ".join(text.format(", ".join(names[value])) for value, text in words.items() if names[value])
 
 

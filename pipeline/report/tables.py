@@ -124,9 +124,10 @@ def exports(comparison: dict[str, Any]) -> Rows:
     if not comparison["exports"]:
         return [["file", *EXPORTS.values()]]
     files = {f"{published['name']}*": published for published in comparison["published_exports"]}
+    files |= {row["run"]: row for row in comparison["exports"].values()}
     return [["file", *EXPORTS.values()]] + [
         [f"{name} {kind}", *(cell(row[kind], key) for key in EXPORTS)]
-        for name, row in (files | comparison["exports"]).items()
+        for name, row in files.items()
         for kind in ("float32", "int8")
         if row[kind]
     ]

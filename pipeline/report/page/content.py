@@ -99,8 +99,16 @@ def recipes(comparison: Comparison) -> tables.Rows:
                 ema_decay="EMA {}",
                 norm_statistics="{} norm statistics",
             ),
-            _on(given, flip="{} flip", crop_pixels="shift by up to {} pixels", augment_policy="{} policy"),
-            given["teacher"],
+            _on(
+                given,
+                flip="{} flip",
+                crop_pixels="shift by up to {} pixels",
+                augment_policy="{} policy",
+                augment_strength="strength {}",
+            ),
+            _on(given, teacher="{}", teacher_weight="weight {}", temperature="temperature {}")
+            if given["teacher"] not in tables.OFF
+            else given["teacher"],
         ]
         for recipe, given in comparison["recipe_params"].items()
     ]
@@ -190,13 +198,18 @@ def front(points: list[dict[str, Any]]) -> list[str]:
 
 
 def curves(comparison: Comparison, histories: Histories) -> dict[str, Any]:
-    """By metric and line, one list of values a run, epoch by epoch; the published epochs come last."""
+    """By metric and line, one list of values a run, epoch by epoch; the published epochs come last.
+
+    The training loss of a recipe with a teacher is another one, and left out.
+    """
+    taught = {recipe for recipe, given in comparison["recipe_params"].items() if given["teacher"] not in tables.OFF}
     runs = {recipe: _runs(comparison, recipe) for recipe in comparison["recipes"]}
     published = {row["run"]: [row["run"]] for row in comparison["published"] if row["run"] in histories}
     lines = []
     for kind, names in (("recipe", runs), ("published", published)):
         for name, of_line in names.items():
             columns = [key for key in METRICS if all(key in histories[run][0] for run in of_line)]
+            columns = [key for key in columns if key != "loss" or name not in taught]
             values = {key: [[row[key] for row in histories[run]] for run in of_line] for key in columns}
             lines.append({"name": name, "kind": kind, "runs": of_line, "values": values})
     keys = [key for key in METRICS if any(key in line["values"] for line in lines)]
@@ -217,7 +230,7 @@ def pairs(comparison: Comparison, predictions: dict[str, Predictions], budget: s
         first = pair["recipes"][0]
         ours, theirs = findings.sides(pair, first)
         clause = findings.verdict(pair, ours, theirs, first)
-        sentences = [f"{clause}.", findings.certainty(pair), pair["note"] and f"{pair['note']}."]
+        sentences = [f"{clause}.", findings.certainty(comparison, pair), pair["note"] and f"{pair['note']}."]
         p = tables.p(pair["p_adjusted"])
         details = f"Adjusted p {p.replace('<', '< ') if '<' in p else f'= {p}'}."
         verdicts.append({"recipes": pair["recipes"], "text": " ".join(filter(None, [*sentences, details]))})
