@@ -43,6 +43,7 @@ def sync_records() -> None:
         tracking.sync_run(run)
         if run.run in compared:
             tracking.sync_comparison(run, compared[run.run])
+    tracking.end_comparisons([run for run in runs if run.run in compared])
     if is_page_shown:
         tracking.sync_page(PAGE)
     if champions is not None:

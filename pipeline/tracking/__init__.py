@@ -10,7 +10,7 @@ project_run.py, pending.py: the store that `mlflow run` was called for; what it 
 """
 
 from pipeline.tracking.address import check, file_store_warning, is_store, root, sqlite_path, without_secrets
-from pipeline.tracking.comparison import comparison_digest, sync_comparison
+from pipeline.tracking.comparison import comparison_digest, end_comparisons, sync_comparison
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "comparison_digest",
     "describe",
+    "end_comparisons",
     "end_dead_runs",
     "end_sweep",
     "file_store_warning",

@@ -19,6 +19,11 @@ def root() -> Path:
     )
 
 
+def folder() -> str:
+    """The working directory as seen from the repository's folder: `.`, or a copy inside it."""
+    return os.path.relpath(Path.cwd(), root())
+
+
 def store_uri() -> str:
     """The store's address; of an embedded store the absolute one, a relative one being of the repository's folder."""
     given, path = os.environ.get(VARIABLE, ""), database()

@@ -2,17 +2,25 @@
 
 import hashlib
 import json
+from functools import partial
+from typing import Any
 
 from pipeline.records.record import Record
-from pipeline.tracking import experiment, runs, store
+from pipeline.tracking import address, experiment, runs, store
 
 PREFIX = "compare."
+FOLDER = "comparison_folder"  # the tag: whose comparison it is, the repository's or a copy's
 DIGEST = "comparison_digest"  # the tag that is set last
 
 
 def sync_comparison(record: Record, tags: dict[str, str]) -> None:
     """Makes the run's tags that begin with `compare.` these, by their names without that. Idempotent."""
     store.attempt(f"tag {record.run}", lambda: _sync(record, tags))
+
+
+def end_comparisons(compared: list[Record]) -> None:
+    """Takes back what this folder's comparison said of runs that left it, such as those of replaced records."""
+    store.attempt("take back tags", lambda: _end({record.id for record in compared}))
 
 
 def comparison_digest(record: Record, tags: dict[str, str]) -> str:
@@ -28,8 +36,20 @@ def _sync(record: Record, tags: dict[str, str]) -> None:
     if run is None or run.data.tags.get(DIGEST) == digest:
         return
     wanted = {PREFIX + name: value for name, value in tags.items()}
-    for name in run.data.tags:
-        if name.startswith(PREFIX) and name not in wanted:
-            client.delete_tag(run.info.run_id, name)
+    _delete_tags(run, {name for name in run.data.tags if name.startswith(PREFIX)} - set(wanted))
+    wanted[FOLDER] = address.folder()
     client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
     client.log_batch(run.info.run_id, tags=[RunTag(DIGEST, digest)])
+
+
+def _end(compared: set[str]) -> None:
+    search = partial(store.client().search_runs, [experiment.current_id()], f"tags.{DIGEST} LIKE '%'")
+    for run in list(store.pages(search)):
+        folder, record_id = run.data.tags.get(FOLDER, "."), run.data.tags.get(runs.RECORD_ID)
+        if folder == address.folder() and record_id not in compared:
+            _delete_tags(run, {name for name in run.data.tags if name.startswith(PREFIX) or name in (FOLDER, DIGEST)})
+
+
+def _delete_tags(run: Any, names: set[str]) -> None:
+    for name in names:
+        store.client().delete_tag(run.info.run_id, name)

@@ -1,7 +1,6 @@
 """The comparison's page as an artifact of one run of the experiment, which the experiment's description links."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from pipeline.records import record
@@ -33,7 +32,7 @@ def _sync(page: Path) -> str:
     from mlflow.entities import RunTag
 
     client, experiment_id, digest = store.client(), experiment.current_id(), page_digest(page)
-    folder = os.path.relpath(Path.cwd(), address.root())
+    folder = address.folder()
     tags = {runs.RECORD_ID: RUN, runs.NOTE: NOTE.format(page=page.name), FOLDER: folder}
     run = runs.find(experiment_id, RUN) or runs.make(experiment_id, record.now_ms(), tags, RUN)
     run_id = run.info.run_id
