@@ -391,6 +391,17 @@ def test_report_is_linked_where_the_repository_is_in_the_web(origin, link, tmp_p
     assert "hunter2" not in experiment._report()
 
 
+def test_experiment_that_was_deleted_is_named_with_the_ways_out(log, monkeypatch, capfd):
+    tracking.sync_run(log)
+    store.client().delete_experiment(experiment.current_id())
+    assert tracking.sync_run(log) is None
+    warning = capfd.readouterr().err
+    assert "the experiment 'cifar10' is deleted: restore it with `mlflow experiments restore -x 1`, or nam" in warning
+    store.reconnect()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    assert tracking.sync_run(log)
+
+
 def test_ui_prints_the_addresses_of_curves_and_table_and_starts_mlflow(log, project, monkeypatch, capsys):
     tracking.sync_run(log)
     started = []

@@ -81,7 +81,14 @@ def pages(base: str) -> dict[str, tuple[str, str]]:
 
 def _described(found: "Experiment") -> str:
     """The experiment's id, after it got what it lacks of our tags. Default is everybody's: it stays as it is."""
+    from mlflow.exceptions import MlflowException
+
     identity, tags = found.experiment_id, found.tags
+    if found.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"the experiment {found.name!r} is deleted: restore it with `mlflow experiments restore -x {identity}`, or "
+            "name another one in MLFLOW_EXPERIMENT_NAME"
+        )
     missing = {key: value for key, value in TAGS.items() if key not in tags}
     if runs.NOTE not in tags:
         missing[runs.NOTE] = DESCRIPTION.format(report=_report())
