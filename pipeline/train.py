@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import splits, tracking
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.training import loop
     from pipeline.training.dataset import Split
 
+CODE = ("commit", "dirty")  # which code a record is of; before its first epoch ends, that may change
 TIMEOUT = 60.0  # seconds, for a training process to end whose DVC is gone
 
 
@@ -49,9 +51,14 @@ def main() -> None:
     from pipeline.system import device
 
     machine = device.resolve(config.train.device, recipe.precision, config.train.xla)
-    busy = f"{run} is being trained by another process; wait for it or end it"
-    with file_lock(record.CHECKPOINTS / run, busy, TIMEOUT):  # it may be one whose DVC was killed
+    with locked(run, TIMEOUT):  # by one, maybe, whose DVC was killed
         train(run, config, machine)
+
+
+def locked(run: str, timeout: float = 0.0) -> AbstractContextManager[None]:
+    """Keeps other processes from training a run. Raises BusyError if one still does after so many seconds."""
+    busy = f"{run} is being trained by another process; wait for it or end it"
+    return file_lock(record.CHECKPOINTS / run, busy, timeout)
 
 
 def train(run: str, config: params.Params, machine: "Device") -> None:
@@ -203,9 +210,14 @@ def begin_or_resume(
 ) -> tuple[record.Record, checkpoint.Checkpoint | None]:
     """The run's record and the checkpoint to resume from; a new record and None if no epoch has been finished."""
     found, notes = checkpoint.newest(record.CHECKPOINTS / run, mark)
+    if found and found.epoch and found.training.environment.get("dirty") and not environment.get("dirty"):
+        notes.append(
+            f"{run} was begun with uncommitted changes, and its record will say so; "
+            f"to begin anew, remove {record.CHECKPOINTS / run}"
+        )
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    if found:
+    if found and (found.epoch or all(found.training.environment.get(key) == environment.get(key) for key in CODE)):
         log = record.resume(run, found.training, found.history)
         return log, found if found.epoch else None
     log = record.begin(run, config.runs[run].recipe, config.flat(run), environment)

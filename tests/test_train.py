@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import yaml
 from conftest import ROOT
 
 from pipeline import tracking, train
+from pipeline.config import params
 from pipeline.records import record
 from pipeline.system.command import PipelineError
 from pipeline.system.file_lock import file_lock
@@ -113,6 +115,36 @@ def test_equal_weights_give_equal_files(project, monkeypatch):
         subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         files.append([(project / "results/custom-0" / name).read_bytes() for name in ("model.keras", "history.csv")])
     assert files[0] == files[1]
+
+
+def test_record_names_the_code_that_trained_its_epochs(project, capsys):
+    def begin(commit, dirty):
+        environment = {"commit": commit, "dirty": dirty}
+        return train.begin_or_resume("custom-0", params.read(), {"seed": 0}, environment)
+
+    first, _ = begin("a", True)
+    assert begin("a", True)[0].id == first.id
+    second, found = begin("b", False)  # the user committed, after a second
+    assert (second.id != first.id, found) == (True, None)
+    assert second.training.environment == {"commit": "b", "dirty": False}
+    row = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5, "learning_rate": 0.1}
+    second.add_epoch(row, 1.0, 1.0)
+    shutil.rmtree(record.CHECKPOINTS)  # somebody cleaned up
+    train.write_checkpoint(second, {"seed": 0}, [np.zeros(1)])
+    third, found = begin("c", False)
+    assert (third.id, found.epoch, third.training.environment["commit"]) == (second.id, 1, "b")
+    assert capsys.readouterr().err == ""
+
+
+def test_training_that_was_begun_with_uncommitted_changes_says_so_when_it_resumes(project, capsys):
+    log, _ = train.begin_or_resume("custom-0", params.read(), {"seed": 0}, {"commit": "a", "dirty": True})
+    log.add_epoch({"epoch": 1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}, 1.0, 1.0)
+    train.write_checkpoint(log, {"seed": 0}, [np.zeros(1)])
+    train.begin_or_resume("custom-0", params.read(), {"seed": 0}, {"commit": "a", "dirty": True})
+    assert capsys.readouterr().err == ""
+    train.begin_or_resume("custom-0", params.read(), {"seed": 0}, {"commit": "b", "dirty": False})
+    said = "warning: custom-0 was begun with uncommitted changes, and its record will say so; to begin anew, remove ch"
+    assert said in capsys.readouterr().err
 
 
 def test_second_training_of_a_run_at_the_same_time_is_refused(project, monkeypatch):

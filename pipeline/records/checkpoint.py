@@ -61,6 +61,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     np.savez(body, header=np.frombuffer(header, np.uint8), **arrays)
     content = body.getvalue()
     digest = hashlib.sha256(content).hexdigest().encode()
+    folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up
     files.write(folder / _name(checkpoint.fingerprint, checkpoint.epoch), digest + b"\n" + content)
     ours = [path for path in _files(folder, checkpoint.fingerprint) if _epoch(path) <= checkpoint.epoch]
     for old in ours[KEPT:]:
