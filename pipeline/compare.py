@@ -72,10 +72,9 @@ def load(config: params.Params) -> dict[str, Record]:
 
 
 def _other_param(loaded: Record, ours: dict[str, Any]) -> str | None:
-    """What a run was trained with that params.yaml says otherwise; nothing learns from the test images."""
+    """What a run was trained with that params.yaml says otherwise."""
     for key, theirs in loaded.other_params(ours).items():
-        if key != "test_images":
-            return f"{key} {theirs!r}, and params.yaml has {ours.get(key)!r}"
+        return f"{key} {theirs!r}, and params.yaml has {ours.get(key)!r}"
     return None
 
 

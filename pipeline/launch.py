@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import engine, tracking, train
 from pipeline.config import params
-from pipeline.engine.driver import Driver, locked
+from pipeline.engine.driver import Driver
 from pipeline.records import checkpoint, fingerprint, record
 from pipeline.system import command, provenance
 from pipeline.system.command import PipelineError
@@ -71,7 +71,7 @@ def with_teachers(config: params.Params, runs: list[str]) -> list[str]:
 
 
 def stale_runs(config: params.Params, runs: list[str]) -> list[str]:
-    """Those that `dvc repro` would train, in the order given: after a teacher, those that learn from it."""
+    """Those that `dvc repro` would train, or restore from its run cache; after a teacher, those that learn from it."""
     asked = [sys.executable, "-m", "dvc", "status", "--json", *(f"train@{run}" for run in runs)]
     answer = subprocess.run(asked, capture_output=True, text=True)
     if answer.returncode:
@@ -89,7 +89,7 @@ def train_all(config: params.Params, runs: list[str], driver: Driver, parallel: 
     committing = threading.Lock()
 
     def train_one(run: str) -> None:
-        with locked(run):
+        with train.locked(run):
             trained = driver.train(run, config)
             with committing:
                 commit(*trained)
@@ -128,13 +128,14 @@ def commit(log: record.Record, mark: dict[str, Any]) -> None:
         PipelineError: it would be of other params or code than the run was trained with, or DVC fails.
     """
     trained = mark | log.training.params  # the fingerprint has what `auto` became
-    now = params.read().flat(log.run) | fingerprint.code_hashes(log.training.model)
+    config = params.read()
+    now = config.of_weights(config.check_run(log.run)) | fingerprint.code_hashes(log.training.model)
     if changed := [key for key in now if now[key] != trained.get(key)]:
         raise PipelineError(
             f"{log.run}: {changed[0]} was changed while it was trained, so dvc.lock does not have it; "
             "restore the value, or train it again"
         )
-    asked = [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", f"train@{log.run}"]
+    asked = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--quiet", "--force", f"train@{log.run}"]
     done = subprocess.run(asked, stderr=subprocess.PIPE, text=True, start_new_session=True)
     if done.returncode:
         reason = command.shortened(done.stderr)

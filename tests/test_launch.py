@@ -130,7 +130,24 @@ class TestCommit:
     def test_run_of_these_params_and_this_code_is_noted(self, project, asked):
         mark = fingerprint.code_hashes("custom") | {"precision": "bfloat16"}
         launch.commit(self.Log(params.read()), mark)
-        assert asked == [["commit", "--quiet", "--force", "train@custom-0"]]
+        assert asked == [["--wait-for-lock", "commit", "--quiet", "--force", "train@custom-0"]]
+
+    def test_other_test_images_are_no_other_training(self, project, asked):
+        log = self.Log(params.read())
+        tree = yaml.safe_load((project / "params.yaml").read_text())
+        tree["data"]["test_images"] = 500
+        (project / "params.yaml").write_text(yaml.safe_dump(tree))
+        launch.commit(log, fingerprint.code_hashes("custom"))
+        assert len(asked) == 1
+
+    def test_run_that_left_the_list_meanwhile_is_named(self, project, asked):
+        log = self.Log(params.read())
+        tree = yaml.safe_load((project / "params.yaml").read_text())
+        del tree["runs"]["custom-0"], tree["export"]["runs"]["custom-0"]
+        (project / "params.yaml").write_text(yaml.safe_dump(tree))
+        with pytest.raises(PipelineError, match=r"unknown run 'custom-0'; params\.yaml lists: "):
+            launch.commit(log, fingerprint.code_hashes("custom"))
+        assert asked == []
 
     def test_code_that_was_edited_meanwhile_is_not(self, project, asked):
         mark = fingerprint.code_hashes("custom") | {"code training/loop.py": "0" * 16}

@@ -210,6 +210,10 @@ class Params(Section):
             **self.train.model_dump(),
         }
 
+    def of_weights(self, run: str) -> dict[str, Any]:
+        """Of `flat`, what the weights depend on: nothing learns from the test images."""
+        return {key: value for key, value in self.flat(run).items() if key != "test_images"}
+
     def check_run(self, run: str) -> str:
         """Returns `run` if it is in the list of runs, else raises PipelineError."""
         if run not in self.runs:

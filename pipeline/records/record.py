@@ -142,8 +142,12 @@ class Record:
         return {key: count if isinstance(count, int) else 0 for key, count in counts.items()}
 
     def other_params(self, ours: dict[str, Any]) -> dict[str, Any]:
-        """What it was trained with, where `ours`, the flat params of today, has another value."""
-        return {key: value for key, value in (ADDED | self.training.params).items() if ours.get(key) != value}
+        """What it was trained with, where `ours`, the flat params of today, has another value.
+
+        Nothing was learned from the test images: their number may be another one.
+        """
+        theirs = ADDED | self.training.params
+        return {key: value for key, value in theirs.items() if key != "test_images" and ours.get(key) != value}
 
     @property
     def comparable(self) -> bool:
