@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import engine, tracking, train
 from pipeline.config import new_recipe, params, sweeps
-from pipeline.engine.driver import Driver, locked
+from pipeline.engine.driver import Driver
 from pipeline.records import checkpoint, record
 from pipeline.report.trials import plots, table
 from pipeline.system import command
@@ -123,7 +123,7 @@ def run_trial(config: params.Params, study: "Study", trial: "Trial", driver: Dri
     ours = None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(run))
+            stack.enter_context(train.locked(run))
             study.begin(trial)
             ours = sweeps.trial_params(config, study.sweep, run, trial.params)
             log, _ = driver.train(run, ours, described, on_epoch, study.origin)

@@ -1,5 +1,6 @@
 """A worker computes, the driver records: whoever dies, the record and MLflow have each epoch once."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,8 +17,19 @@ from conftest import ROOT
 
 from pipeline import tracking, train
 from pipeline.config import params
-from pipeline.engine import Begun, Epoch, Failed, Finished, Job, NodeRefusedError, Steps, WorkerDiedError
-from pipeline.engine.driver import MOST_DEATHS, Driver, locked
+from pipeline.engine import (
+    MOST_DEATHS,
+    Begun,
+    EngineError,
+    Epoch,
+    Failed,
+    Finished,
+    Job,
+    NodeRefusedError,
+    Steps,
+    WorkerDiedError,
+)
+from pipeline.engine.driver import Driver
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.worker import work
 from pipeline.records import checkpoint, record
@@ -86,7 +98,7 @@ def epoch(number):
 
 
 def drive(engine, config, **arguments):
-    with locked("custom-0"):
+    with train.locked("custom-0"):
         return Driver(engine, RunsProgress(), ORIGIN).train("custom-0", config, **arguments)[0]
 
 
@@ -129,6 +141,31 @@ def test_workers_that_die_without_an_epoch_end_the_run(config):
     assert (loaded.training.status, loaded.training.end_reason) == ("failed", "killed by signal 9")
 
 
+def test_workers_that_die_before_they_begin_say_nothing_of_the_recipe(config):
+    engine = Scripted(*[[]] * MOST_DEATHS)
+    start = engine.start
+
+    def start_a_broken_one(job):
+        worker = start(job)
+        worker.script[:] = [WorkerDiedError("its process ended with status 1: SyntaxError: invalid syntax")]
+        return worker
+
+    engine.start = start_a_broken_one
+    with pytest.raises(EngineError, match=r"custom-0: 3 workers died, the last one before it began: .*SyntaxError"):
+        drive(engine, config)
+
+
+def test_cores_of_a_process_that_could_not_start_are_free_again(config, project, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    engine = LocalEngine(project)
+    with monkeypatch.context() as context, pytest.raises(OSError, match="unavailable"):
+        context.setattr(subprocess, "Popen", refuse)
+        engine.start(Job("custom-0", config))
+    engine.start(Job("custom-0", config)).end()
+
+
 def test_nodes_that_are_refused_are_no_deaths_of_the_run(config):
     refused = NodeRefusedError("node full: no space")
     log = drive(Scripted([1, 2, 3, 4, refused], *[[refused]] * MOST_DEATHS, [Finished(b"model")]), config)
@@ -169,7 +206,7 @@ def test_driver_that_stops_ends_its_workers_and_resumes_later(config):
         if row["epoch"] == 2:
             driver.stop("interrupted by Ctrl-C")
 
-    with locked("custom-0"), pytest.raises(train.StoppedError):
+    with train.locked("custom-0"), pytest.raises(train.StoppedError):
         driver.train("custom-0", config, on_epoch=stop_after_two)
     loaded = record.load("custom-0")
     assert (loaded.training.status, loaded.training.end_reason) == ("killed", "interrupted by Ctrl-C")
@@ -239,7 +276,7 @@ def test_store_takes_the_epochs_of_many_runs_at_a_time(project, tiny_params, mon
     driver = Driver(engine, RunsProgress(), ORIGIN)
 
     def train_one(run):
-        with locked(run):
+        with train.locked(run):
             driver.train(run, many)
 
     with ThreadPoolExecutor(len(many.runs)) as threads:

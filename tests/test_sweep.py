@@ -18,10 +18,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from pipeline import sweep, tracking
+from pipeline import sweep, tracking, train
 from pipeline.config import new_recipe, params, sweeps
 from pipeline.engine import EngineError
-from pipeline.engine.driver import locked
 from pipeline.engine.study import Study
 from pipeline.records import record
 from pipeline.report import trials
@@ -337,7 +336,7 @@ class TestSearch:
     def test_trial_that_runs_here_is_not_taken_over_however_long_this_machine_slept(self, config):
         study = Study(config, "rate")
         trial = study.ask()
-        with locked(study.run_of(trial)):
+        with train.locked(study.run_of(trial)):
             study.begin(trial)
             trial.set_user_attr("seen_ms", record.now_ms() - 700_000)
             assert Study(config, "rate").ask().number == 1
@@ -345,7 +344,7 @@ class TestSearch:
     def test_trial_that_another_process_here_trains_is_left_to_it(self, config):
         study, other = Study(config, "rate"), Study(config, "rate")
         theirs, driver = other.ask(), FakeDriver()
-        with locked(other.run_of(theirs)):
+        with train.locked(other.run_of(theirs)):
             other.begin(theirs)
             storage = other._study._storage
             storage.set_trial_user_attr(theirs._trial_id, "location", "")
@@ -414,7 +413,7 @@ class TestSearch:
             raise StorageInternalError("the server closed\n the connection")
 
         monkeypatch.setattr(study._study, "ask", away)
-        said = "OPTUNA_STORAGE: the server closed the connection; the same command resumes it"
+        said = r"OPTUNA_STORAGE: sqlite:.*/optuna\.db: the server closed the connection; the same command resumes it"
         with pytest.raises(EngineError, match=said), study.one_line_errors():
             sweep.search(config, study, FakeDriver(), 1)
 
@@ -479,6 +478,13 @@ class TestStudy:
             Study(config, "rate")
         assert "\n" not in str(error.value)
         assert "secret" not in str(error.value)
+
+    def test_damaged_file_of_our_own_is_named(self, config, project, monkeypatch):
+        monkeypatch.delenv("OPTUNA_STORAGE")
+        monkeypatch.setattr(tracking, "root", lambda: project)
+        (project / "optuna.db").write_text("no database" * 1000)
+        with pytest.raises(PipelineError, match=r"^/.*/optuna\.db cannot be opened: .*; move it away to begin anew"):
+            Study(config, "rate")
 
 
 def test_nothing_is_written_as_long_as_a_trial_has_not_ended(config, monkeypatch):
@@ -553,7 +559,7 @@ def test_child_of_a_trial_that_runs_here_no_more_is_ended_and_of_one_that_runs_i
         for trial in (0, 1):
             tracking.sync_run(begin_record(config, study, trial), live=True)
         lock = contextlib.ExitStack()
-        lock.enter_context(locked("rate-trial-1"))  # by a second driver
+        lock.enter_context(train.locked("rate-trial-1"))  # by a second driver
         study.begin(running)
     study.tell(taken_over, TrialState.COMPLETE, 0.5)
     with lock:

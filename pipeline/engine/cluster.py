@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import EngineError, Failed, Job, Message, NodeRefusedError, Resume, WorkerDiedError
+from pipeline.engine import MOST_DEATHS, EngineError, Failed, Job, Message, NodeRefusedError, Resume, WorkerDiedError
 from pipeline.records import files
 from pipeline.system.command import PipelineError, shortened
 from pipeline.system.file_lock import file_lock
@@ -85,6 +85,7 @@ class RayEngine:
         Raises:
             EngineError: no node is left, or none that can compute.
         """
+        deaths = 0
         while True:
             worker = RayWorker(self._take_node(), self._release, self._refuse)
             try:
@@ -96,6 +97,11 @@ class RayEngine:
                 worker.end()
             except WorkerDiedError as error:
                 worker.end()
+                deaths += 1
+                if deaths == MOST_DEATHS:
+                    raise EngineError(
+                        f"{job.run}: {deaths} workers died before they began, the last: {error}"
+                    ) from None
                 print(f"warning: {job.run}: {error}; another worker is started", file=sys.stderr)
                 time.sleep(RETRY_SECONDS)
             except BaseException:

@@ -4,13 +4,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pipeline import tracking, train
 from pipeline.config.params import Params
 from pipeline.engine import (
+    MOST_DEATHS,
     Begun,
     Engine,
     EngineError,
@@ -28,15 +28,11 @@ from pipeline.engine import (
 from pipeline.records import files, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError, RecipeError
-from pipeline.system.file_lock import file_lock
 from pipeline.system.progress import RunsProgress
 
-MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a run
 
-
-def locked(run: str) -> AbstractContextManager[None]:
-    """Keeps other processes from training a run. Raises BusyError if one does."""
-    return file_lock(record.CHECKPOINTS / run, f"{run} is being trained by another process; wait for it or end it")
+class NeverBeganError(WorkerDiedError):
+    """A worker ended before its run could begin. It says nothing of the run."""
 
 
 class Driver:
@@ -68,7 +64,7 @@ class Driver:
         The last checkpoint stays: as long as it does, the run resumes after its last epoch.
 
         Args:
-            run: its name; `locked` keeps others out meanwhile.
+            run: its name; `train.locked` keeps others out meanwhile.
             config: the whole of params.yaml.
             environment: what this record says besides.
             on_epoch: is called with the metrics of each new epoch, when it is recorded. What it raises ends the run.
@@ -78,7 +74,7 @@ class Driver:
             The record, and the fingerprint of what the weights depend on.
 
         Raises:
-            EngineError: there can be no worker.
+            EngineError: there can be no worker, or none that begins.
             PipelineError: as `train.train`, or workers die again and again.
             StoppedError: `stop` was called.
         """
@@ -91,6 +87,8 @@ class Driver:
                 if epochs or isinstance(error, NodeRefusedError):
                     deaths = 0
                 deaths += not isinstance(error, NodeRefusedError)
+                if deaths >= MOST_DEATHS and isinstance(error, NeverBeganError):  # mostly: the code is broken
+                    raise EngineError(f"{run}: {deaths} workers died, the last one before it began: {error}") from None
                 if deaths >= MOST_DEATHS:
                     raise RecipeError(  # mostly: no memory left for its batches
                         f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"
@@ -117,7 +115,12 @@ class Driver:
         """The record and the fingerprint, by one worker. Raises WorkerDiedError, and as `train`."""
         worker = self._start(Job(run, config, self._teacher_files(config.teacher_of(run))))
         try:
-            begun = self._receive(worker)
+            try:
+                begun = self._receive(worker)
+            except NodeRefusedError:
+                raise
+            except WorkerDiedError as error:
+                raise NeverBeganError(error) from None
             if not isinstance(begun, Begun):
                 raise _failure(run, begun)
             mark, environment = begun.fingerprint, self.environment | begun.environment | environment

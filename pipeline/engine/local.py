@@ -39,7 +39,12 @@ class LocalEngine:
 
     def start(self, job: Job) -> "LocalWorker":
         """Starts a process on cores that no other one has."""
-        return LocalWorker(job, self._folder, self._free)
+        cores = self._free.get()
+        try:
+            return LocalWorker(job, self._folder, cores, self._free)
+        except BaseException:
+            self._free.put(cores)
+            raise
 
     def stop(self) -> None:
         """Nothing waits to start."""
@@ -54,8 +59,8 @@ class LocalWorker:
     is_here = True
     location = "here"
 
-    def __init__(self, job: Job, folder: Path, free: queue.SimpleQueue[list[int]]):
-        self._cores, self._free = free.get(), free
+    def __init__(self, job: Job, folder: Path, cores: list[int], free: queue.SimpleQueue[list[int]]):
+        self._cores, self._free = cores, free
         self._ended = threading.Lock()
         self._said: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - as long as the process
         self._connection, theirs = Pipe()

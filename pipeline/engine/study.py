@@ -64,7 +64,9 @@ class Study:
         self._distributions = {key: _distribution(key, it) for key, it in self.sweep.space.items()}
         self._epochs = self.sweep.epochs or config.recipes[self.sweep.recipe].epochs
         self._asking, self._running = threading.Lock(), dict[int, Trial]()
-        address = os.environ.get(VARIABLE) or f"sqlite:///{tracking.root() / DATABASE}"
+        given = os.environ.get(VARIABLE)
+        address = given or f"sqlite:///{tracking.root() / DATABASE}"
+        self._named = f"{VARIABLE}: {tracking.without_secrets(address)}" if given else str(tracking.root() / DATABASE)
         file = tracking.sqlite_path(address)
         self._is_file = file is not None  # whose users are all on this machine
         if tracking.is_store(address):
@@ -85,9 +87,8 @@ class Study:
                 )
         except Exception as error:  # of SQLAlchemy, a driver or Alembic
             reason = shortened(tracking.without_secrets(str(error)))
-            raise PipelineError(
-                f"{VARIABLE}: {tracking.without_secrets(address)} cannot be opened: {reason}; unset it, or correct it"
-            ) from None
+            fix = "unset it, or correct it" if given else "move it away to begin anew"
+            raise PipelineError(f"{self._named} cannot be opened: {reason}; {fix}") from None
 
     @property
     def optuna(self) -> optuna.Study:
@@ -174,7 +175,7 @@ class Study:
             yield
         except DATABASE_ERRORS as error:
             reason = shortened(tracking.without_secrets(str(error)))
-            raise EngineError(f"{VARIABLE}: {reason}; the same command resumes it") from None
+            raise EngineError(f"{self._named}: {reason}; the same command resumes it") from None
 
     @contextlib.contextmanager
     def heartbeat(self) -> Iterator[None]:
