@@ -33,3 +33,20 @@ def test_narrow_terminal_breaks_between_fields(monkeypatch, capsys, width):
     assert max(map(len, lines)) <= width
     fields = [field for line in lines for field in line.removeprefix("    ").split("  ")]
     assert fields[-4:] == ["val_accuracy 0.1250", "lr 0.0200", "61.2 s", "1,234 images/s"]
+
+
+def test_lines_of_runs_that_have_ended_make_room(monkeypatch, capsys):
+    monkeypatch.setattr(
+        progress, "Console", lambda **options: Console(**options, force_terminal=True, width=120, height=5)
+    )
+    with progress.RunsProgress() as shown:
+        for number in range(20):
+            with shown.row(f"custom-{number}", 2, "title", "here", 0) as row:
+                row.epoch({"epoch": 2} | ROW, 61.2, 1234.5)
+        shown.row("last-0", 2, "title", "here", 0)
+        capsys.readouterr()
+        shown._bars.refresh()
+        assert "last-0" in capsys.readouterr().out
+    with progress.RunsProgress() as shown, shown.row("custom-0", 2, "title", "here", 0) as row:
+        row.epoch({"epoch": 2} | ROW, 61.2, 1234.5)
+    assert "custom-0: finished after epoch 2/2  val_accuracy 0.1250" in capsys.readouterr().out

@@ -108,7 +108,7 @@ class RunsProgress:
         self.console.print(f"{title}, {location}{resumes}", soft_wrap=True)
         if run not in self._tasks:
             self._tasks[run] = self._bars.add_task(run, total=epochs, said="")
-        self._bars.update(self._tasks[run], completed=resumed_after, said=location)
+        self._bars.update(self._tasks[run], completed=resumed_after, said=location, visible=True)
         return RunProgress(self.console, self._bars, self._tasks[run], run, epochs)
 
 
@@ -117,13 +117,15 @@ class RunProgress:
 
     def __init__(self, console: Console, bars: Progress, task: TaskID, run: str, epochs: int):
         self._console, self._bars, self._task, self._run, self._epochs = console, bars, task, run, epochs
+        self._said = ""
 
     def __enter__(self) -> "RunProgress":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        if kind:
-            self._bars.update(self._task, said="ended")
+        self._bars.update(self._task, visible=False)  # of more lines than the terminal has, the last would be cut
+        if not self._bars.disable:
+            self._console.print(f"{self._run}: {'ended' if kind else 'finished'}{self._said}", soft_wrap=True)
 
     def steps(self, epoch: int, done: int, steps: int, loss: float) -> None:
         """Moves the line on."""
@@ -132,6 +134,7 @@ class RunProgress:
     def epoch(self, row: dict[str, float], epoch_seconds: float, images_per_second: float) -> None:
         """Shows a finished epoch."""
         said = f"val_accuracy {row['val_accuracy']:.4f}  loss {row['loss']:.3f}  {epoch_seconds:.1f} s an epoch"
+        self._said = f" after epoch {row['epoch']}/{self._epochs}  {said}"
         self._bars.update(self._task, completed=row["epoch"], said=said)
         if self._bars.disable:
             self._console.print(f"{self._run}: epoch {row['epoch']}/{self._epochs}  {said}", soft_wrap=True)
