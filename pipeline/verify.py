@@ -38,10 +38,15 @@ def main() -> None:
         parser.error("--all and --epochs exclude each other")
     if arguments.overlay and not arguments.against:
         parser.error("--overlay needs --against: a record is of the values in params.yaml")
-    if arguments.epochs is not None and arguments.epochs < 1:
-        parser.error(f"--epochs: received {arguments.epochs}; allowed: 1 or more")
-    epochs = None if arguments.all else arguments.epochs or EPOCHS
-    run = params.read().check_run(arguments.run)
+    tree = params.parse("params.yaml")
+    if arguments.overlay:
+        overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
+    config = params.check(tree)
+    run = config.check_run(arguments.run)
+    most = config.recipe_of(run).epochs
+    if arguments.epochs is not None and not 1 <= arguments.epochs <= most:
+        parser.error(f"--epochs: received {arguments.epochs}; allowed: 1 to {most}")
+    epochs = None if arguments.all else arguments.epochs or min(EPOCHS, most)
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary)
         if arguments.against:
@@ -119,4 +124,4 @@ def _span(epochs: int) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, resumes=False)

@@ -124,7 +124,8 @@ class TestAgainstRecord:
     ("arguments", "said"),
     [
         (["custom-0", "--all", "--epochs", "3"], "exclude each other"),
-        (["custom-0", "--epochs", "0"], "--epochs: received 0; allowed: 1 or more"),
+        (["custom-0", "--epochs", "0"], "--epochs: received 0; allowed: 1 to 50"),
+        (["custom-0", "--epochs", "51"], "--epochs: received 51; allowed: 1 to 50"),
         (["custom-0", "--overlay", "params.quick.yaml"], "--overlay needs --against"),
         (["custom-9"], "unknown run 'custom-9'"),
         (["custom-0", "--against", "no-such-commit"], "--against: received 'no-such-commit'"),

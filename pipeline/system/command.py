@@ -72,7 +72,7 @@ def where_to_run() -> str:
     return f"run the command in {REPOSITORY}"
 
 
-def run(main: Callable[[], None], anywhere: bool = False) -> None:
+def run(main: Callable[[], None], anywhere: bool = False, resumes: bool = True) -> None:
     """Calls `main`; what stops it becomes one line on stderr and a failing exit status.
 
     That is 1 for a `PipelineError` or what the system refuses, 130 after Ctrl-C, 143 after SIGTERM, and 141 without a
@@ -81,6 +81,7 @@ def run(main: Callable[[], None], anywhere: bool = False) -> None:
     Args:
         main: what the command does.
         anywhere: whether it reads and writes nothing in the working directory.
+        resumes: whether it goes on where it was stopped when it is called again.
     """
     if not anywhere and not Path("params.yaml").exists():
         sys.exit(f"error: params.yaml is not here; {where_to_run()}")
@@ -100,17 +101,17 @@ def run(main: Callable[[], None], anywhere: bool = False) -> None:
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"error: {_refusal(error)}")
     except KeyboardInterrupt:
-        _stopped("interrupted")
+        _stopped("interrupted", resumes)
         sys.exit(130)
     except SystemExit as ended:
         if ended.code == TERMINATED:
-            _stopped("terminated")
+            _stopped("terminated", resumes)
         raise
 
 
-def _stopped(how: str) -> None:
+def _stopped(how: str, resumes: bool) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"{how}; {resuming()}", file=sys.stderr, flush=True)
+        print(f"{how}; {resuming()}" if resumes else how, file=sys.stderr, flush=True)
 
 
 def _refusal(error: OSError) -> str:
