@@ -38,7 +38,7 @@ setup-export: setup ## also what ONNX files need, and TFLite Micro
 setup-ray: setup ## also Ray, for training runs on a cluster
 	uv pip install --quiet --python .venv --compile-bytecode --require-hashes -r requirements-ray.txt
 
-run: setup ## show the recorded results, then train all models on a part of the data, in minutes
+run: setup ## show the recorded results, then train three models on a part of the data, in minutes
 	@echo 'The recorded results as a page: $(CURDIR)/report/index.html'; echo
 	python -m pipeline.compare --show
 	MLFLOW_EXPERIMENT_NAME=quick python -m pipeline.workspace quick --overlay params.quick.yaml
