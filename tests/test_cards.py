@@ -64,17 +64,6 @@ def test_card_of_a_champion_holds_its_metrics_and_all_forms():
     assert "tflite" not in other
 
 
-def test_card_is_of_the_run_to_take_even_if_another_one_is_exported():
-    list_runs("custom-0", "custom-1")
-    write_run("custom-0")
-    write_run("custom-1", val_accuracy=0.72)
-    write_export("custom-0")
-    text = cards.card(compared(), "custom")
-    assert "custom-1, one of 2 seeds: 85.00 % test accuracy. It is the model to take for: published-base (st" in text
-    assert "custom-0" not in text
-    assert "tflite" not in text
-
-
 def test_card_of_a_recipe_that_is_gone_goes():
     list_runs("baseline-0", "custom-0")
     write_run("baseline-0")

@@ -93,11 +93,14 @@ def test_limits_are_kept_and_test_accuracy_is_no_limit():
     assert found["within_limits"] == ["fits"]
 
 
-def test_best_single_run_stands_in_while_no_recipe_has_enough_seeds():
-    found = chosen(a=recipe(0.85, seeds=2), b=recipe(0.855, seeds=1), big=recipe(0.99, parameters=101))
-    assert (found["status"], found["recipe"], found["run"]) == ("stand-in", "a", "a-1")
+def test_lowest_seed_of_the_best_recipe_stands_in_while_none_has_enough_seeds():
+    found = chosen(a=recipe(0.85, seeds=2), b=recipe(0.845, seeds=1), big=recipe(0.99, parameters=101))
+    assert (found["status"], found["recipe"], found["run"]) == ("stand-in", "a", "a-0")
     assert "no recipe within these limits has 3 seeds yet" in found["note"]
-    assert "0.50 points lower than that of a-1" in found["others"]["b"]
+    assert found["others"] == {
+        "b": "its mean validation accuracy is 0.50 points lower than that of a",
+        "big": "101 parameters exceed 100",
+    }
 
 
 def test_budget_that_nothing_keeps_has_no_model():

@@ -223,7 +223,7 @@ def test_weights_may_rank_otherwise_than_the_means(capsys):
     pair = pair_of("baseline", "custom")  # custom's mean is the higher one
     assert (pair["difference"], pair["verdict"]) == (0.02, "better weights")
     out = " ".join(printed(capsys).split())
-    assert "take custom-1 (stand-in)" in out
+    assert "take custom-0 (stand-in)" in out
     assert "custom-0 against baseline-0, the best of the others: -2.00 points" in out
 
 
@@ -630,10 +630,13 @@ def test_recorded_report_is_of_the_recorded_runs(monkeypatch):
         assert figures == comparison.over_seeds([run for run in recorded["runs"] if run["recipe"] == recipe])
 
 
-def test_readme_shows_the_tables_of_the_report():
+def test_readme_shows_the_report_and_may_leave_out_rows():
     recorded, page = files.read_json(ROOT / "report/comparison.json"), (ROOT / "README.md").read_text()
     for rows in (tables.accuracy(recorded), tables.cost(recorded), tables.runs(recorded)):
-        assert markdown.table(rows) in page, "copy the tables of report/README.md into README.md"
+        header, *others = markdown.table(rows).splitlines()
+        shown = page.partition(f"{header}\n")[2].partition("\n\n")[0].splitlines()
+        assert len(shown) > 1
+        assert set(shown) <= set(others), "copy the tables of report/README.md into README.md"
 
 
 def test_exported_files_stand_beside_the_published_ones(capsys):

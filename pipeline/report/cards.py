@@ -61,13 +61,12 @@ def path(recipe: str) -> Path:
 
 
 def card(comparison: dict[str, Any], recipe: str) -> str:
-    """The card of a recipe, and of the run whose model is the one to take; if it is none, of its lowest seed's."""
+    """The card of a recipe, and of its run with the lowest seed, whose model is the one to take, if any is."""
     row, recipe_params = comparison["recipes"][recipe], comparison["recipe_params"][recipe]
     budgets = {name: of for name, of in comparison["champions"].items() if of["recipe"] == recipe}
     runs = {run["run"]: run for run in comparison["runs"] if run["recipe"] == recipe}
-    name = next((of["run"] for of in budgets.values()), min(runs, key=lambda run: runs[run]["seed"]))
-    run, export = runs[name], comparison["exports"].get(recipe)
-    exports = {recipe: export} if export and export["run"] == name else {}
+    name = min(runs, key=lambda run: runs[run]["seed"])
+    run, exports = runs[name], {of: row for of, row in comparison["exports"].items() if of == recipe}
     column = 1 + list(comparison["descriptions"]).index(recipe)
     _, calibration, *recall = ([cells[0], cells[column]] for cells in tables.descriptions(comparison))
     means = [cells[1:] for cells in tables.means(comparison) if cells[0] in ("recipe", recipe)]

@@ -12,8 +12,8 @@ def choose(config: params.Compare, seeds: dict[str, list[dict[str, Any]]], recip
 
     Of the recipes within the limits and with at least `min_seeds` seeds, it is the one with the best mean validation
     accuracy. A cheaper one, in multiply-adds, takes its place if its mean is within `margin`. Ties go to the higher
-    mean, then to the name. The model is that of the recipe's lowest seed. While no recipe has enough seeds, the best
-    single run by validation accuracy stands in.
+    mean, then to the name. The model is that of the recipe's lowest seed. While no recipe has enough seeds, the same
+    rule chooses among all within the limits, and the model stands in.
 
     Args:
         config: budgets and rule.
@@ -55,27 +55,21 @@ def _of(
     }
     allowed = {name: row for name, row in recipes.items() if name not in others}
     settled = {name: row for name, row in allowed.items() if row["seeds"] >= rule.min_seeds}
+    candidates = settled or allowed
     result: dict[str, Any] = {"status": "none", "recipe": None, "run": None, **rule.model_dump(), "note": ""}
     result["within_limits"] = list(allowed)
-    if settled:
-        name = _best(settled, rule.margin)
-        others |= {other: _few_seeds(row, rule) for other, row in allowed.items() if other not in settled}
-        others |= {other: _why_not(row, name, settled[name], rule) for other, row in settled.items() if other != name}
-        result |= {"status": "champion", "recipe": name, "run": seeds[name][0]["run"]}
-    elif allowed:
-        single = {name: max(seeds[name], key=lambda run: (run["val_accuracy"], -run["seed"])) for name in allowed}
-        name = min(single, key=lambda name: (-single[name]["val_accuracy"], name))
+    if candidates:
+        name = _best(candidates, rule.margin)
+        others |= {other: _few_seeds(row, rule) for other, row in allowed.items() if other not in candidates}
         others |= {
-            other: f"the validation accuracy of its best run, {run['run']}, is {_points(_behind(run, single[name]))} "
-            f"lower than that of {single[name]['run']}"
-            for other, run in single.items()
-            if other != name
+            other: _why_not(row, name, candidates[name], rule) for other, row in candidates.items() if other != name
         }
-        result |= {"status": "stand-in", "recipe": name, "run": single[name]["run"]}
-        result["note"] = (
-            f"no recipe within these limits has {rule.min_seeds} seeds yet; "
-            "until one has, the best single run by validation accuracy stands in"
-        )
+        result |= {"status": "champion" if settled else "stand-in", "recipe": name, "run": seeds[name][0]["run"]}
+        if not settled:
+            result["note"] = (
+                f"no recipe within these limits has {rule.min_seeds} seeds yet; "
+                "until one has, the best mean over however many seeds stands in"
+            )
     else:
         result["note"] = "no recipe is within the limits"
     return result | {"others": {name: others[name] for name in recipes if name in others}}

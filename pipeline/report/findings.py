@@ -195,8 +195,8 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
     statuses = {champion["status"]: champion for champion in comparison["champions"].values()}
     notes = {
         "champion": "champion: the model to take within that budget, chosen by validation accuracy.",
-        "stand-in": "stand-in: the best single run by validation accuracy, taken until a recipe within that budget has "
-        "{min_seeds} seeds.",
+        "stand-in": "stand-in: chosen in the same way from all recipes, until one within that budget has {min_seeds} "
+        "seeds.",
     }
     return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]
 
