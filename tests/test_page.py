@@ -312,9 +312,29 @@ def test_zooming_by_keyboard_keeps_the_epoch_and_all_epochs_come_back(desktop):
         page.keyboard.press(key)
     page.wait_for_selector("#curve-reset:enabled")
     assert page.inner_text("#curve-lines .epoch") == "epoch 2"
+    page.uncheck("#curve-lines label:has-text('baseline') input")  # drawn anew, still zoomed
+    page.check("#curve-lines label:has-text('baseline') input")
+    assert page.is_enabled("#curve-reset")
+    page.focus("#curve-chart")
     page.keyboard.press("Escape")
     page.wait_for_selector("#curve-reset:disabled")
-    assert page.inner_text("#curve-lines .epoch") == "epoch 2"
+
+
+def test_stepping_out_of_the_zoom_shows_the_epoch_that_is_spoken(desktop):
+    page = desktop.page
+    page.focus("#curve-chart")
+    for key in ("ArrowRight", "+", "+"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#curve-reset:enabled")
+    last = int(page.evaluate("PAGE.curves.lines[0].values.val_accuracy[0].length"))
+    for epoch in range(2, last + 1):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "said => document.querySelector('#curve-lines .epoch').innerText === said", arg=f"epoch {epoch}"
+        )
+        assert page.inner_text("#curve-spoken").startswith(f"epoch {epoch}:")
+    page.keyboard.press("Control+ArrowLeft")  # the browser's
+    assert page.inner_text("#curve-spoken").startswith(f"epoch {last}:")
 
 
 def test_page_says_what_each_recipe_and_network_is(made, desktop):
@@ -529,6 +549,29 @@ def test_photos_of_any_size_give_the_pixels_that_predict_sees(desktop, litert):
         pixels = reader.pixels(reader.open_photo(content))
         assert abs(seen_pixels(desktop.page).astype(int) - pixels).max() <= 1, (width, height)
         assert answers(desktop.page) == predicted_by(litert, pixels), (width, height)
+
+
+@pytest.mark.parametrize("late", [encoded(Image.new("RGB", (64, 64), "red")), b"no image"], ids=["image", "none"])
+def test_image_that_is_read_late_does_not_take_the_place_of_a_newer_one(desktop, late):
+    page = desktop.page
+    delay = """() => {
+        const read = createImageBitmap;
+        window.createImageBitmap = async (blob, as) => {
+            window.createImageBitmap = read;
+            await new Promise(resolve => (window.goOn = resolve));
+            return read(blob, as);
+        };
+    }"""
+    page.evaluate(delay)
+    page.set_input_files("#try-file", {"name": "late.png", "mimeType": "", "buffer": late})
+    page.wait_for_function("() => window.goOn")
+    give(page, encoded(Image.new("RGB", (64, 64), "blue")))
+    said = page.inner_text("#try-status")
+    page.evaluate("goOn()")
+    page.wait_for_timeout(300)
+    square = "canvas => [...canvas.getContext('2d').getImageData(20, 160, 1, 1).data]"
+    assert page.eval_on_selector("#try-square", square) == [0, 0, 255, 255]
+    assert page.inner_text("#try-status") == said
 
 
 def test_photo_is_turned_upright_and_its_transparent_parts_are_white(desktop):

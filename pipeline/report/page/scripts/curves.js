@@ -97,6 +97,7 @@
     makeLegend();
     const { series, bands, data } = arrange();
     const limits = heights();
+    const zoomed = plot && !isWhole(plot) ? { min: plot.scales.x.min, max: plot.scales.x.max } : null;
     plot?.destroy();
     plot = new uPlot(
       {
@@ -116,6 +117,7 @@
       data,
       holder,
     );
+    if (zoomed) plot.setScale("x", zoomed);
     readOut(null);
   });
 
@@ -153,8 +155,12 @@
     const epochs = plot.data[0];
     const index = Math.max(0, Math.min(epochs.length - 1, (plot.cursor.idx ?? (step > 0 ? -1 : epochs.length)) + step));
     const { min, max } = plot.scales.x;
-    if (epochs[index] < min || epochs[index] > max) showAll();
-    setEpoch(index);
+    if (epochs[index] < min || epochs[index] > max) {
+      plot.setData(plot.data); // all epochs; uPlot sets the scale before the next task
+      queueMicrotask(() => setEpoch(index));
+    } else {
+      setEpoch(index);
+    }
     byId("curve-spoken").textContent = readOut(index);
   }
 
@@ -174,7 +180,7 @@
     Escape: showAll,
   };
   holder.addEventListener("keydown", (event) => {
-    if (!(event.key in keys)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return; // those are the browser's
     keys[event.key]();
     event.preventDefault();
   });

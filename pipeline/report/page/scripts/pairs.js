@@ -104,5 +104,5 @@
     select.addEventListener("change", show);
   }
   onTheme(show);
-  if (PAGE.recipes.length > 1) show();
+  show();
 })();

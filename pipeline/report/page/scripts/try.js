@@ -16,7 +16,7 @@
     return models.get(recipe);
   }
 
-  /** The image upright, its colour profile not applied, its transparent parts on white: as `predict` reads it. */
+  /** A canvas with the image upright, its colour profile not applied, on white: as `predict` reads it; and its pixels. */
   async function read(blob) {
     const as = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none" };
     const image = await createImageBitmap(blob, as).catch(() => {
@@ -30,8 +30,9 @@
     context.fillRect(0, 0, width, height);
     context.drawImage(image, 0, 0);
     image.close();
-    showSquare(canvas);
-    return toModelPixels(context.getImageData(0, 0, width, height).data, width, height);
+    const { data } = context.getImageData(0, 0, width, height);
+    if (data[3] !== 255) throw new Error("your browser cannot hold so large an image: save it smaller");
+    return { canvas, pixels: toModelPixels(data, width, height) };
   }
 
   /** The part of the image that `toModelPixels` scales down. */
@@ -93,18 +94,21 @@
     byId("try-seen").hidden = true;
     status.textContent = "Reading the image …";
     try {
-      const pixels = await read(blob);
+      const { canvas, pixels } = await read(blob);
       const said = [];
       for (const shown of PAGE.models) {
         if (mine !== turn) return; // a later image took its place
-        if (said.length === 0) showPixels(pixels);
+        if (said.length === 0) {
+          showSquare(canvas);
+          showPixels(pixels);
+        }
         said.push(run(shown, pixels));
         // oxlint-disable-next-line no-await-in-loop -- lets the browser draw between two models
         await new Promise((resolve) => setTimeout(resolve));
       }
-      status.textContent = `${said.join("; ")}.`;
+      if (mine === turn) status.textContent = `${said.join("; ")}.`;
     } catch (error) {
-      status.textContent = `That did not work: ${error.message}.`;
+      if (mine === turn) status.textContent = `That did not work: ${error.message}.`;
     }
     if (mine === turn) holder.setAttribute("aria-busy", "false");
   }
