@@ -136,7 +136,8 @@ def test_folders_globs_and_any_names_are_found(project):
     names = ["a b.png", "x[1].png", "ä.JPG", "deep/er/c.webp"]
     for name in names:
         write(project / name)
-    (project / "notes.txt").write_text("no image")
+    for other in ("notes.txt", "paper.pdf", "drawing.eps", "film.mpg", "weights.h5"):
+        (project / other).write_text("no image")
     paths = sorted(str(project / name) for name in names)
     assert [source.name for source in sources.expand([str(project)])] == paths
     assert [source.name for source in sources.expand([f"{project}/**/*.webp"])] == [str(project / "deep/er/c.webp")]
@@ -264,6 +265,11 @@ def test_default_is_the_champion_of_the_smallest_budget(tmp_path, monkeypatch):
     files.write_json(tmp_path / "report/champions.json", {"published-custom": champion})
     with pytest.raises(PipelineError, match="no recorded run"):
         default_run(config)
+    files.write_json(tmp_path / "report/champions.json", {"another": champion})  # the budget has another name now
+    assert default_run(config)[0] == "compact-0"
+    without = config.model_copy(update={"compare": config.compare.model_copy(update={"budgets": {}})})
+    with pytest.raises(PipelineError, match="has no budget, so no model is the default: name a run with --run"):
+        default_run(without)
 
 
 def test_rule_chooses_among_enough_seeds_before_compare_has_run(tmp_path, monkeypatch):

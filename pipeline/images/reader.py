@@ -19,7 +19,8 @@ BRANDS = {  # of files that begin with an `ftyp` box
     "AVIF": (b"avif", b"avis"),
     "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
 }
-NOT_READ = {"EPS"}  # Pillow hands it to Ghostscript, which would run a stranger's program
+# Pillow hands EPS to Ghostscript, which would run a stranger's program; the others it identifies, but cannot read.
+NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 Fit = Literal["crop", "pad"]
 

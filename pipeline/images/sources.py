@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.images.reader import MAX_BYTES, ImageError
+from pipeline.images.reader import MAX_BYTES, NOT_READ, ImageError
 from pipeline.records import files
 
 STDIN = "-"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+NOT_IMAGES = NOT_READ | {"PALM", "PDF"}  # these two Pillow only writes
 ALSO_IMAGES = {".heic", ".heif"}  # named in the reader's error, where Pillow does not know them
 
 
@@ -47,7 +48,7 @@ def _expand(argument: str) -> Iterator[Source]:
         yield Source(argument, "addresses are not read: download it first")
     elif Path(argument).is_dir():
         Image.init()
-        suffixes = ALSO_IMAGES | set(Image.registered_extensions())
+        suffixes = ALSO_IMAGES | {end for end, kind in Image.registered_extensions().items() if kind not in NOT_IMAGES}
         found = [path for path in Path(argument).rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
         yield from map(Source, sorted(map(str, found)))
         if not found:

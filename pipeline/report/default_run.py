@@ -13,15 +13,19 @@ from pipeline.system.command import PipelineError
 def default_run(config: params.Params) -> tuple[str, str]:
     """The run, and in words what makes it the default.
 
-    Before compare has written `report/champions.json`, the rule is applied to the records that are there.
+    Before compare has written it to `report/champions.json`, the rule is applied to the records that are there.
 
     Raises:
-        PipelineError: no recorded run is within the smallest budget.
+        PipelineError: there is no budget, or no recorded run is within the smallest.
     """
     budgets = config.compare.budgets
+    if not budgets:
+        raise PipelineError("params.yaml has no budget, so no model is the default: name a run with --run")
     budget = min(budgets, key=lambda name: (budgets[name].max_parameters, budgets[name].max_epochs))
     path = REPORT / "champions.json"
-    chosen = files.read_json(path) if path.exists() else _of_records(config)
+    chosen = files.read_json(path) if path.exists() else {}
+    if budget not in chosen:  # nothing was compared yet, or the budget is new
+        chosen = _of_records(config)
     champion = chosen.get(budget)
     if not isinstance(champion, dict) or not isinstance(run := champion.get("run"), str):
         raise PipelineError(f"no recorded run is within the budget {budget}: name one with --run")
