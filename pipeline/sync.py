@@ -10,7 +10,7 @@ from pipeline.report import cards, run_tags
 from pipeline.report.recorded import COMPARISON, PAGE, from_comparison
 from pipeline.system import command, provenance
 from pipeline.system.command import PipelineError
-from pipeline.tracking import Champion, pending
+from pipeline.tracking import Champion, pending, registered_name
 
 
 def main() -> None:
@@ -76,7 +76,12 @@ def registered(runs: list[Record]) -> list[Champion] | None:
     for budget, run in chosen.items():
         try:
             exports.read(run.run)
-            champions.append(Champion(budget, run, *told[budget], notes[budget].read_text(encoding="utf-8")))
+            card = notes[budget].read_text(encoding="utf-8")
+            for name in told:  # the card is for an experiment with our name
+                card = card.replace(
+                    f"models:/{cards.REGISTERED.format(budget=name)}@", f"models:/{registered_name(name)}@"
+                )
+            champions.append(Champion(budget, run, *told[budget], card))
         except PipelineError as error:
             print(f"warning: the champion of {budget} is not registered in MLflow: {error}", file=sys.stderr)
     return champions

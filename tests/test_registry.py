@@ -210,6 +210,17 @@ def test_models_are_named_after_the_experiment_as_cards_name_them(given, name, m
     assert registry.Champion("small", None, {}, "", "").name == name
 
 
+def test_card_in_mlflow_names_the_models_of_its_experiment(committed, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    monkeypatch.setattr(cards, "REGISTERED", "cifar10-{budget}")
+    card = cards.path("compact")
+    card.write_text("models:/cifar10-published-custom@champion, results of cifar10")
+    git("commit", "-qam", "another card")
+    assert {champion.note for champion in sync.registered(records())} == {
+        "models:/mine-published-custom@champion, results of cifar10"
+    }
+
+
 def test_note_that_is_too_long_is_cut_between_lines():
     assert registry._shortened("a\nb") == "a\nb"
     cut = registry._shortened("line\n" * 1_001)

@@ -14,7 +14,7 @@ from pipeline.tracking.comparison import comparison_digest, end_comparisons, syn
 from pipeline.tracking.live import Live
 from pipeline.tracking.project_run import describe, use_callers_store
 from pipeline.tracking.reference import reference_digest, sync_reference
-from pipeline.tracking.registry import Champion, sync_champions
+from pipeline.tracking.registry import Champion, registered_name, sync_champions
 from pipeline.tracking.runs import is_dead, is_here, location
 from pipeline.tracking.summary import page_digest, sync_page
 from pipeline.tracking.sweep import begin_sweep, end_sweep
@@ -39,6 +39,7 @@ __all__ = [
     "location",
     "page_digest",
     "reference_digest",
+    "registered_name",
     "root",
     "sqlite_path",
     "sync_champions",

@@ -51,8 +51,8 @@ class Champion:
 
     @property
     def name(self) -> str:
-        """The registered model's: after the experiment's, less what its addresses and MLflow's filters cannot hold."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{experiment.name()}-{self.budget}")
+        """The registered model's."""
+        return registered_name(self.budget)
 
     @property
     def model_digest(self) -> str:
@@ -67,6 +67,11 @@ class Champion:
         """Changes whenever the version or what is said of it does."""
         content = [self.name, self.record.id, self.model_digest, self.tags, self.why, self.note]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def registered_name(budget: str) -> str:
+    """After the experiment's name, less what addresses and MLflow's filters cannot hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{experiment.name()}-{budget}")
 
 
 def sync_champions(champions: list[Champion]) -> None:
