@@ -41,6 +41,7 @@ def main() -> None:
     tree = params.parse("params.yaml")
     if arguments.overlay:
         overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
+        tree["sweeps"] = {}  # its recipe's teacher may be left out
     config = params.check(tree)
     run = config.check_run(arguments.run)
     most = config.recipe_of(run).epochs

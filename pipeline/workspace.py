@@ -105,6 +105,7 @@ def changed_params(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if value:
             overrides.set_param(tree, key, params.parse_text(value, f"-S {command.plain(key)}"), run)
     overrides.complete_runs(tree, listed)
+    tree["sweeps"] = {}  # none is run there, and its recipe's teacher may be left out
     config = params.check(tree, changed)
     if run:
         config.check_run(run)

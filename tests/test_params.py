@@ -83,6 +83,11 @@ def test_flat_uses_the_names_of_the_file(tree):
         ("recipes.custom.teacher", "baseline-0", "teacher_weight: received 0; allowed: above 0, since teacher is base"),
         ("recipes.custom.temperature", 0.0, "recipes.custom.temperature: received 0.0; allowed: a number from 0.1"),
         ("runs.custom-0.needs", "x", "runs.custom-0.needs: received 'x'; allowed: 'data/cifar10', since"),
+        (
+            "runs.custom-1",
+            {"recipe": "custom", "model": "custom", "seed": 0, "needs": "data/cifar10"},
+            "runs.custom-1.seed: received 0, which custom-0 has too; allowed: another seed of custom",
+        ),
         ("runs.none", {"recipe": "custom", "model": "custom", "seed": 0, "needs": "data/cifar10"}, "no teacher"),
         ("recipes.custom.batch_size", 9999999, "recipes.custom.batch_size: received 9999999; allowed"),
     ],

@@ -5,8 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, until
 from mlflow.projects.utils import load_project
 
@@ -93,7 +95,7 @@ def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
     before = params.read().model_dump()
     value = (before["data"] | before["train"] | before["recipes"]["custom"])[key]
     other = {"schedule": "cosine", "device": "cpu", "xla": "off", "precision": "float32", "optimizer": "adamw"}
-    other |= {"flip": "random", "model": "custom", "momentum": 0.5, "learning_rate": 0.5}
+    other |= {"flip": "random", "model": "compact", "momentum": 0.5, "learning_rate": 0.5}
     other |= {"augment_policy": "trivial", "teacher": "baseline-0", "norm_statistics": "precise"}
     pairs = (("augment_policy", "augment_strength"), ("teacher", "teacher_weight"))
     also = {name: other.get(name, 0.25) for pair in pairs if key in pair for name in pair}
@@ -104,6 +106,16 @@ def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
     assert run == "custom-0"
     assert (after["data"] | after["train"] | after["recipes"]["custom"])[key] == wanted
     assert after["recipes"]["compact"] == before["recipes"]["compact"]
+
+
+def test_sweep_of_a_student_whose_teacher_is_left_out_is_no_obstacle(project, monkeypatch):
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree["recipes"]["custom"] |= {"teacher": "baseline-0", "teacher_weight": 0.5}
+    tree["runs"]["custom-0"]["needs"] = "results/baseline-0/model.keras"
+    tree["sweeps"] = {"warmth": tree["sweeps"]["custom-rate"] | {"space": {"temperature": {"choices": [2.0, 4.0]}}}}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    after, _ = workspace.changed_params(arguments(monkeypatch, "run", "--recipe", "compact"))
+    assert list(after["runs"]) == ["compact-0"]
 
 
 def test_mlflow_logs_no_parameter_that_was_not_given(monkeypatch):

@@ -70,7 +70,7 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
 
 
 def complete_runs(tree: dict[str, Any], listed: dict[str, Any]) -> None:
-    """Sets what each run needs by its recipe's teacher, and adds teachers that are not chosen, but listed.
+    """Sets the model and the needs of each run by its recipe, and adds teachers that are not chosen, but listed.
 
     Args:
         tree: is changed.
@@ -82,7 +82,7 @@ def complete_runs(tree: dict[str, Any], listed: dict[str, Any]) -> None:
         recipe = tree["recipes"].get(tree["runs"][name]["recipe"])
         if recipe is None:
             continue  # `params.check` says so
-        tree["runs"][name]["needs"] = params.needs(recipe["teacher"])
+        tree["runs"][name] |= {"model": recipe["model"], "needs": params.needs(recipe["teacher"])}
         if recipe["teacher"] in listed and recipe["teacher"] not in tree["runs"]:
             tree["runs"][recipe["teacher"]] = dict(listed[recipe["teacher"]])
             names.append(recipe["teacher"])

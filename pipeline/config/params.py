@@ -303,6 +303,7 @@ def _contradiction(params: Params) -> str | None:
             if (chosen == off) != (value == 0):
                 allowed = f"0, since {switch} is {off}" if chosen == off else f"above 0, since {switch} is {chosen}"
                 return f"recipes.{name}.{key}: received {value:g}; allowed: {allowed}"
+    seeds: dict[tuple[str, int], str] = {}
     for name, run in params.runs.items():
         if name == NONE:
             return (
@@ -310,6 +311,8 @@ def _contradiction(params: Params) -> str | None:
             )
         if name.startswith("published-"):
             return f"runs.{name}: received a name that begins with published-; allowed: any other, those are references"
+        if (twin := seeds.setdefault((run.recipe, run.seed), name)) != name:
+            return f"runs.{name}.seed: received {run.seed}, which {twin} has too; allowed: another seed of {run.recipe}"
         if run.recipe not in params.recipes:
             return f"runs.{name}.recipe: received {run.recipe!r}; allowed: one of {', '.join(params.recipes)}"
         if run.model != params.recipes[run.recipe].model:
