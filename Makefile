@@ -4,6 +4,7 @@
 PYTHON ?= python3
 LOCK := $(if $(filter-out 0,$(GPU)),requirements-gpu.txt,requirements.txt)
 PYTEST_ON_TWO := python -m pytest --numprocesses 2 --dist loadfile
+SHELL := /bin/bash # not make's own: by the default one, macOS's make 3.81 ignores the PATH of the next line
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 
@@ -77,5 +78,5 @@ lock: setup ## after a change of dependencies in pyproject.toml
 	python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"], sep="\n")' | \
 	    uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements.txt - -o requirements-ray.txt
 
-clean: ## workspaces and caches; recorded results and the MLflow store stay
+clean: ## workspaces, with what interrupted sweeps and `mlflow run` have not finished, and caches; records and the store stay
 	rm -rf .workspaces .pytest_cache .mypy_cache .ruff_cache .hypothesis
