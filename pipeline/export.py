@@ -105,6 +105,10 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
     files.write_json(folder / "speed.json", speed)
     files.write_json(folder / "export.json", export)  # last: it makes the export complete
     show(log.run, results, latency)
+    if "int8" in results and results["int8"]["arena_bytes"] is None:
+        print(
+            "arena_bytes is unknown: TFLite Micro cannot run the file, or is not installed (`make setup-export`, Linux)"
+        )
     for line in ([f"without int8: {without_int8}"] if without_int8 else []) + gates:
         print(line)
 

@@ -19,7 +19,7 @@ def main() -> None:
     if pages is None:
         sys.exit(1)
     if not pages:
-        print("no runs yet: `make run` trains some in minutes, `dvc repro` shows the recorded ones")
+        print("no runs yet: `make run` trains some in minutes, `dvc repro` shows the recorded ones", flush=True)
     for name, (curves, table) in pages.items():
         print(f"experiment {name}\n  curves of all runs: {curves}\n  table of all runs:  {table}", flush=True)
     if store.attempt("list its models", lambda: store.client().search_registered_models(max_results=1)):

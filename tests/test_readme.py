@@ -20,8 +20,8 @@ def block(language: str) -> str:
 
 
 def with_example() -> str:
-    """params.yaml after a reader added what the example adds."""
-    recipe, runs = block("yaml").removeprefix("recipes:\n").split("runs:\n")
+    """params.yaml after a reader added what the example adds, by a name that no reader has taken."""
+    recipe, runs = block("yaml").replace("custom-smoothed", "example").removeprefix("recipes:\n").split("runs:\n")
     text = (ROOT / "params.yaml").read_text()
     head, rest = re.split(r"^(?=runs:)", text, flags=re.MULTILINE)
     line, rest = rest.split("\n", 1)
@@ -32,7 +32,7 @@ def test_example_of_a_recipe_is_valid_and_the_same_to_dvc():
     tree = params.parse_text(with_example(), "params.yaml")
     assert tree == loads_yaml(with_example())
     config = params.check(tree)
-    ours, theirs = config.recipe_of("custom-smoothed-1"), config.recipe_of("custom-0")
+    ours, theirs = config.recipe_of("example-1"), config.recipe_of("custom-0")
     assert ours.model_dump() == theirs.model_dump() | {"label_smoothing": 0.1}
 
 
@@ -40,11 +40,11 @@ def test_experiment_changes_the_recipe_of_the_example_and_no_other(tmp_path):
     (tmp_path / "params.yaml").write_text(with_example())
     before = params.read(tmp_path / "params.yaml")
     with modify_yaml(tmp_path / "params.yaml") as tree:  # as `dvc exp run -S` does
-        tree["recipes"]["custom-smoothed"]["epochs"] = 3
+        tree["recipes"]["example"]["epochs"] = 3
     after = params.read(tmp_path / "params.yaml")
-    assert after.recipes["custom-smoothed"].epochs == 3
-    assert {name: recipe for name, recipe in after.recipes.items() if name != "custom-smoothed"} == {
-        name: recipe for name, recipe in before.recipes.items() if name != "custom-smoothed"
+    assert after.recipes["example"].epochs == 3
+    assert {name: recipe for name, recipe in after.recipes.items() if name != "example"} == {
+        name: recipe for name, recipe in before.recipes.items() if name != "example"
     }
 
 
