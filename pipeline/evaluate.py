@@ -41,7 +41,7 @@ def main() -> None:
     if machine.name != "CPU":  # by default a GPU rounds products to 10 bits and varies in the last digits
         tf.config.experimental.enable_tensor_float_32_execution(False)
         tf.config.experimental.enable_op_determinism()
-    model = inference.load_model(log.model_file, run)
+    model = inference.load_model(log.model_file, run, log.training.model)
     test, (_, val) = splits.read_test(config.data), splits.read_train_val(config.data)
     layers = geometry.geometry(model)
     test_probabilities, val_probabilities = (inference.predict(model, split.images) for split in (test, val))

@@ -47,7 +47,7 @@ def main() -> None:
     from pipeline.evaluation import inference
 
     tf.config.set_visible_devices([], "GPU")  # what the files are compared with runs on the CPU, as they do
-    FORMATS[arguments.format](log, inference.load_model(log.model_file, log.run), config)
+    FORMATS[arguments.format](log, inference.load_model(log.model_file, log.run, log.training.model), config)
 
 
 def export_litert(log: Record, model: keras.Model, config: params.Params) -> None:

@@ -201,7 +201,7 @@ def read_teacher(teacher: str | None, data: params.Data) -> tuple["keras.Model |
             f"val_images {val_images}; now {data.split_seed}, {data.val_images}): train it again with "
             f"`dvc repro train@{teacher}`"
         )
-    model = inference.load_model(log.model_file, teacher)
+    model = inference.load_model(log.model_file, teacher, log.training.model)
     return model, {"teacher_record_id": log.id, "teacher_weights_digest": loop.digest(model)}
 
 

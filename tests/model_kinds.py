@@ -114,6 +114,28 @@ def frozen():
     return classify(inputs, layers.Dense(4, kernel_initializer=keras.initializers.HeNormal(seed=3))(x))
 
 
+def frozen_block():
+    """A frozen layer of the user's own, with a normalization inside."""
+    inputs, x = small()
+    block = Normalized()
+    block.trainable = False
+    return classify(inputs, layers.Flatten()(block(layers.Conv2D(4, 3)(x))))
+
+
+def adapted():
+    """Normalization by statistics of images, in front of a head that begins with zeros."""
+    inputs, x = small()
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3, 2, (64, 8, 8, 3)))
+    x = layers.Flatten()(layers.Conv2D(4, 3)(normalization(x)))
+    return keras.Model(inputs, layers.Dense(10, "softmax", kernel_initializer="zeros")(x))
+
+
+def penalized_probabilities():
+    inputs, x = small()
+    return keras.Model(inputs, layers.Dense(10, "softmax", activity_regularizer="l2")(layers.Flatten()(x)))
+
+
 def called_for_inference():
     """Called with training=False, which Keras 3 overrides where the model itself is called with training=True."""
     inputs, x = small()
@@ -194,6 +216,21 @@ class Scaled(layers.Layer):
         return ops.relu(self.inner[0](x)) * self.scale + self.inner[1](x)
 
 
+@keras.saving.register_keras_serializable("kinds")
+class Normalized(layers.Layer):
+    """Holds a normalization that no clone function reaches."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x, training=False):
+        return self.norm(x, training=training)
+
+
 EXACT = {
     function.__name__: function
     for function in (
@@ -208,6 +245,9 @@ EXACT = {
         transposed,
         recurrent,
         frozen,
+        frozen_block,
+        adapted,
+        penalized_probabilities,
         called_for_inference,
         constraints,
         regularizers,

@@ -17,7 +17,8 @@ from pipeline.training.reproducible import build_seed
 from pipeline.training.trainable import check_trainable
 
 KINDS = model_kinds.EXACT | model_kinds.RANDOM
-SMALL = ["published_form", "nested", "custom", "regularizers"]  # fast; the others are slow only by their number
+# Fast; the others are slow only by their number
+SMALL = ["published_form", "nested", "custom", "regularizers", "frozen_block", "adapted", "penalized_probabilities"]
 
 
 def kinds(names):

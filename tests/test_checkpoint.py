@@ -8,6 +8,7 @@ import pickle
 import time
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import NO_FILES
@@ -131,6 +132,15 @@ def test_hostile_file_is_noted_and_the_earlier_checkpoint_used(tmp_path, monkeyp
     assert len(note) < 500 + len(str(path))
     assert checkpoint.newest(tmp_path, FINGERPRINT | {"code": "other"})[0] is None
     assert not (tmp_path / "evil").exists()
+
+
+def test_arrays_of_bfloat16_come_back_as_they_were(tmp_path):
+    values = [np.array([1.5, -2], ml_dtypes.bfloat16), np.array([3], np.int64)]
+    path = tmp_path / checkpoint._name(FINGERPRINT, 2)
+    path.write_bytes(signed(npz(**{"00000": values[0], "00001": values[1]})))
+    found, _ = checkpoint.newest(tmp_path, FINGERPRINT)
+    assert [value.dtype for value in found.values] == [value.dtype for value in values]
+    assert all(map(np.array_equal, found.values, values))
 
 
 def test_whole_checkpoint_of_the_same_making_is_used(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import models
+from pipeline.evaluation import inference
 from pipeline.system.command import PipelineError
 from pipeline.training.trainable import check_trainable
 
@@ -198,17 +199,43 @@ def build():
     return keras.Model(inputs, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(Twice()(x))))"""
 
 
-def test_layers_of_a_saved_model_are_registered_by_its_file(write_model, tmp_path):
+@pytest.mark.parametrize("name", ["written", "written-by-hand"])
+def test_layers_of_a_saved_model_are_registered_by_its_file(write_model, tmp_path, name):
     before = dict(keras.saving.get_custom_objects())
-    name = write_model(CUSTOM)
+    write_model(CUSTOM, name)
     models.build(name).save(tmp_path / "model.keras")
     sys.modules.pop(f"pipeline.models.{name}")
     keras.saving.get_custom_objects().clear()
-    with pytest.raises(TypeError, match="Could not locate class 'Twice'"):
+    try:
+        with pytest.raises(TypeError, match="Could not locate class 'Twice'"):
+            keras.saving.load_model(tmp_path / "model.keras")
+        models.register_layers(tmp_path / "model.keras")
         keras.saving.load_model(tmp_path / "model.keras")
-    models.register_layers(tmp_path / "model.keras")
-    keras.saving.load_model(tmp_path / "model.keras")
-    keras.saving.get_custom_objects().update(before)  # other tests have layers of their own
+    finally:
+        keras.saving.get_custom_objects().update(before)  # other tests have layers of their own
+
+
+FUNCTION = """
+@keras.saving.register_keras_serializable("written")
+def twice(x): return 2 * x
+def build():
+    inputs, x = pixels()
+    x = keras.layers.Flatten()(keras.layers.Lambda(twice)(x))
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(x))"""
+
+
+def test_function_of_a_saved_model_is_found_in_the_file_of_its_model(write_model, tmp_path):
+    before = dict(keras.saving.get_custom_objects())
+    name, path = write_model(FUNCTION), tmp_path / "model.keras"
+    models.build(name).save(path)
+    sys.modules.pop(f"pipeline.models.{name}")
+    keras.saving.get_custom_objects().clear()
+    try:
+        with pytest.raises(PipelineError, match="cannot be loaded"):
+            inference.load_model(path, "written-0")
+        inference.load_model(path, "written-0", name)
+    finally:
+        keras.saving.get_custom_objects().update(before)
 
 
 def test_file_of_a_saved_model_that_is_gone_is_named(write_model, tmp_path):

@@ -71,6 +71,24 @@ def test_float64_layers_are_trained_as_float32_ones(recipe, optimizer):
         np.testing.assert_allclose(values, changes[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_momentum_of_the_recipe_carries_a_gradient_into_the_next_step(recipe, optimizer):
+    def second_step(momentum):
+        model = small_model()
+        made = recipe(optimizer, weight_decay=0.0, momentum=momentum)
+        steps = optimizers.make_optimizer(made, optimizers.Schedule("constant", 0.1, 10, 0.0), "float32", model)
+        random = np.random.default_rng(0)
+        gradients = [random.standard_normal(weight.shape).astype(np.float32) for weight in model.trainable_weights]
+        steps.apply(gradients)
+        before = [weight.numpy() for weight in model.trainable_weights]
+        steps.apply([random.standard_normal(gradient.shape).astype(np.float32) for gradient in gradients])
+        after = [weight.numpy() for weight in model.trainable_weights]
+        return np.concatenate([(new - old).ravel() for new, old in zip(after, before, strict=True)])
+
+    little, much = (np.abs(second_step(0.9) - second_step(momentum)).mean() for momentum in (0.9, 0.1))
+    assert little < 0.01 * much
+
+
 def test_muon_moves_convolutions_equally_in_all_directions(recipe):
     random = np.random.default_rng(0)
     _, changes = change(recipe("muon", weight_decay=0.0), random.standard_normal)
@@ -98,6 +116,25 @@ def test_muon_takes_no_depthwise_kernel_with_a_multiplier_and_no_vector_of_a_hig
     )
     by_muon = [weight.path for weight in model.trainable_weights if not optimizer._should_use_adamw(weight)]
     assert by_muon == ["separable/pointwise_kernel", "conv/kernel"]
+
+
+def test_muon_and_decay_spare_biases_embeddings_norms_and_groups_of_any_rank(recipe):
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(8, 3, groups=4, use_bias=False, name="grouped")(inputs)
+    x = keras.layers.LayerNormalization(axis=(1, 2, 3), name="norm")(x)
+    x = keras.layers.Reshape((36, 8))(x)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = keras.layers.Dense(6, name="dense")(keras.layers.GRU(5, name="gru")(x))
+    tokens = keras.layers.Embedding(7, 3, name="tokens")(keras.ops.cast(inputs[:, 0, 0, :1], "int32"))
+    x = keras.layers.Concatenate()([x, keras.layers.Flatten()(tokens)])
+    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
+    schedule = optimizers.Schedule("constant", 0.1, 10, 0.0)
+    optimizer = optimizers.make_optimizer(recipe("muon", weight_decay=0.1), schedule, "float32", model)
+    by_muon = {weight.path for weight in model.trainable_weights if not optimizer._should_use_adamw(weight)}
+    assert by_muon == {"gru/gru_cell/kernel", "gru/gru_cell/recurrent_kernel", "dense/kernel"}
+    decayed = {weight.path for weight in model.trainable_weights if optimizer._use_weight_decay(weight)}
+    kernels = {weight.path for weight in model.trainable_weights if "kernel" in weight.path}
+    assert decayed == kernels | {"tokens/embeddings"}
 
 
 def test_muon_leaves_the_classes_of_a_nested_model_to_adam(recipe):

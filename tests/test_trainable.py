@@ -46,11 +46,33 @@ class Stateful(keras.layers.Layer):
         return x + tf.random.normal(tf.shape(x)) if training else x
 
 
+@keras.saving.register_keras_serializable("trainable")
+class Generated(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = tf.random.Generator.from_seed(1)
+
+    def call(self, x, training=False):
+        return x + self.generator.normal(tf.shape(x)) if training else x
+
+
 class FailsInTraining(keras.layers.Layer):
     def call(self, x, training=False):
         if training:
             raise KeyError("only now")
         return x
+
+
+def of_a_dict() -> keras.Model:
+    inputs, x = pixels()
+    return keras.Model(inputs, {"classes": keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(x))})
+
+
+def of_a_layer_also_within_another() -> keras.Model:
+    inputs, x = pixels()
+    dense = keras.layers.Dense(32)
+    x = keras.layers.Add()([dense(x), keras.layers.TimeDistributed(dense)(x)])
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(x)))
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -66,6 +88,8 @@ def test_models_of_this_repository_are_trainable(name):
         (lambda: model_with(keras.layers.Rescaling(float("inf"))), "NaN or infinity"),
         (lambda: model_with(keras.layers.Lambda(lambda x: 2 * x, name="twice")), "cannot be loaded.*lambda.*use stock"),
         (lambda: model_with(Unregistered()), "cannot be loaded.*Unregistered.*register_keras_serializable"),
+        (of_a_dict, "outputs a dict with the key 'classes': output the tensor itself"),
+        (of_a_layer_also_within_another, "a copy of the model has 6 weights, not 4: share weights only by calling one"),
         (lambda: model_with(Forgetful(3.0)), r"something else after it is saved.*get_config\(\)"),
     ],
 )
@@ -78,6 +102,7 @@ def test_model_that_could_not_be_used_is_refused(model, message):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
+        (Generated, "draws random numbers from hidden state.*use keras.random"),
         (Stateful, "draws random numbers from hidden state.*use keras.random"),
         (FailsInTraining, r"KeyError: .only now. \(test_trainable\.py, line \d+\)"),
     ],

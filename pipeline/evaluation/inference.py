@@ -23,8 +23,13 @@ THROUGHPUT_BATCH_SIZE = 256
 LATENCY_CALLS, THROUGHPUT_CALLS = 200, 20  # timed, after a tenth as many to warm up
 
 
-def load_model(path: Path, run: str) -> keras.Model:
+def load_model(path: Path, run: str, name: str = "") -> keras.Model:
     """The trained model of a run, uncompiled.
+
+    Args:
+        path: of the file.
+        run: its name, for messages.
+        name: of its model in pipeline/models, whose functions it may use.
 
     Raises:
         PipelineError: the file is missing or damaged, or its model does not map CIFAR-10 images to classes.
@@ -32,7 +37,7 @@ def load_model(path: Path, run: str) -> keras.Model:
     import keras
 
     try:
-        models.register_layers(path)
+        models.register_layers(path, name)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # of zipfile, json, h5py or Keras, whichever meets the damage first
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}" if path.exists() else "it is not there"

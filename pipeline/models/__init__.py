@@ -56,8 +56,12 @@ def build(name: str, seed: int = 0) -> keras.Model:
     return model
 
 
-def register_layers(path: Path) -> None:
+def register_layers(path: Path, name: str = "") -> None:
     """Imports the model files that define custom layers of a saved model, so that Keras can load it.
+
+    Args:
+        path: of the saved model.
+        name: of its model, if known: Keras does not save where a custom function comes from.
 
     Raises:
         PipelineError: such a file fails, or is gone.
@@ -65,8 +69,9 @@ def register_layers(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as saved:
         config = saved.read("config.json")
-    for name in sorted({found.decode() for found in re.findall(rb'"module": "pipeline\.models\.(\w+)"', config)}):
-        _import(name)
+    found = {module.decode() for module in re.findall(rb'"module": "pipeline\.models\.([\w-]+)"', config)}
+    for module in sorted(found | ({name} & set(names()))):
+        _import(module)
 
 
 def _import(name: str) -> ModuleType:

@@ -106,7 +106,7 @@ def read(path: Path) -> Checkpoint:
                 raise DamagedError("it would unpack to more than it is")
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
-            values = [arrays[name] for name in sorted(arrays.files) if name != "header"]
+            values = [_typed(arrays[name]) for name in sorted(arrays.files) if name != "header"]
         if not isinstance(header["fingerprint"], dict) or not all(isinstance(value, np.ndarray) for value in values):
             raise DamagedError("it holds something else")
         training, history = files.parse(header["training"], record.Training), record.check_history(header["history"])
@@ -115,6 +115,15 @@ def read(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # of numpy, zipfile, zlib, json …, whichever comes upon the damage first
         raise DamagedError(f"{' '.join(str(error).split()) or type(error).__name__:.200}") from None
+
+
+def _typed(value: np.ndarray) -> np.ndarray:
+    """The array; NumPy knows of a bfloat16 only that it is two bytes."""
+    if value.dtype != np.dtype("V2"):
+        return value
+    import ml_dtypes
+
+    return value.view(ml_dtypes.bfloat16)
 
 
 def clear(folder: Path) -> None:

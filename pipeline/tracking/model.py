@@ -25,7 +25,7 @@ def log(experiment: str, run_id: str, record: Record, params: dict[str, str]) ->
     from mlflow.models import Model
     from mlflow.models.signature import infer_signature
 
-    trained = inference.load_model(record.model_file, record.run)
+    trained = inference.load_model(record.model_file, record.run, record.training.model)
     client, environment = store.client(), record.training.environment
     for broken in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(broken.model_id)

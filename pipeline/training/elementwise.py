@@ -32,7 +32,7 @@ def elementwise(function: Callable) -> Callable:
 @cache
 def compiles() -> bool:
     """Whether this machine trains on a CPU and TensorFlow can compile for it."""
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         return False
     try:
         tf.function(tf.nn.relu, jit_compile=True, autograph=False)(tf.zeros([1]))

@@ -127,8 +127,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if not fused or self.synchronized or mask is not None or (training and not self.trainable):
             return super().call(inputs, training=training, mask=mask)
         if not training:
-            scale = self._float32(self.gamma, 1.0) * tf.math.rsqrt(self.moving_variance + self.epsilon)
-            return _scaled_and_shifted(inputs, scale, self._float32(self.beta, 0.0) - self.moving_mean * scale)
+            mean, variance = (self._float32(it, 0.0) for it in (self.moving_mean, self.moving_variance))
+            scale = self._float32(self.gamma, 1.0) * tf.math.rsqrt(variance + self.epsilon)
+            return _scaled_and_shifted(inputs, scale, self._float32(self.beta, 0.0) - mean * scale)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self._float32(self.gamma, 1.0),
@@ -141,10 +142,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         n = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
         variance *= (n - 1) / n  # the kernel gives the unbiased variance, Keras keeps the biased one
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            moving.assign(moving * self.momentum + tf.cast(batch, moving.dtype) * (1 - self.momentum))
         return outputs
 
     def _float32(self, weight, default: float) -> tf.Tensor:
         if weight is None:
             return tf.fill([self.moving_mean.shape[0]], default)
-        return tf.convert_to_tensor(weight.value)
+        return tf.cast(weight.value, tf.float32)

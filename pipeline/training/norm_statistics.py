@@ -7,14 +7,13 @@ normalization itself (Wu, Johnson, "Rethinking 'batch' in BatchNorm", 2021: Prec
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.training.trainable import one_line
-from pipeline.training.training_clone import UntrainableError, copy_weights
+from pipeline.training.training_clone import UntrainableError, copy_of, copy_weights
 
 IMAGES = 2_560  # four times as many change no validation accuracy of `custom` by more than 0.1 points
 BATCH_SIZE = 256
@@ -72,7 +71,8 @@ def precise_statistics(model: keras.Model, images: np.ndarray) -> Callable[[], N
     size = min(BATCH_SIZE, len(images))
     batches = [tf.constant(images[at : at + size]) for at in range(0, min(IMAGES, len(images)) - size + 1, size)]
     try:
-        clone = keras.models.clone_model(model, clone_function=_copy, recursive=True)
+        clone = copy_of(model, lambda layer: type(layer).from_config(layer.get_config()))
+        copy_weights(model.weights, clone)
         norms = list(zip(_norms(model), _norms(clone), strict=True))
         for _, copied in norms:
             copied.__class__ = _Gathering  # those within custom layers too, which no clone function reaches
@@ -82,6 +82,8 @@ def precise_statistics(model: keras.Model, images: np.ndarray) -> Callable[[], N
         for _, copied in norms:
             copied.gathers = True
         infer = _graph(clone, batches[0], training=False)
+    except UntrainableError:
+        raise
     except Exception as error:
         raise UntrainableError(f"precise norm_statistics cannot be computed: {one_line(error)}") from error
 
@@ -95,10 +97,6 @@ def precise_statistics(model: keras.Model, images: np.ndarray) -> Callable[[], N
             copied.pass_on(norm)
 
     return update if norms else lambda: None
-
-
-def _copy(layer: Any) -> Any:
-    return type(layer).from_config(layer.get_config()) if isinstance(layer, keras.Layer) else layer
 
 
 def _graph(model: keras.Model, batch: tf.Tensor, training: bool) -> Callable:

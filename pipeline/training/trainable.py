@@ -14,7 +14,8 @@ from pipeline.training.training_clone import UntrainableError, copy_weights, sof
 
 HIDDEN_RANDOMNESS = re.compile(
     r"Random(Uniform(Int)?|StandardNormal|Gamma|Poisson(V2)?|Shuffle)|(Parameterized)?TruncatedNormal|Multinomial|"
-    r"Stateful(Uniform.*|StandardNormal.*|TruncatedNormal|RandomBinomial)|NonDeterministicInts"
+    r"Stateful(Uniform.*|StandardNormal.*|TruncatedNormal|RandomBinomial)|NonDeterministicInts|Rng(ReadAnd)?Skip|"
+    r"SampleDistortedBoundingBox(V2)?"
 )  # TensorFlow operations that draw from hidden state
 TOLERANCE = 1e-4
 
@@ -70,9 +71,14 @@ def one_line(error: BaseException) -> str:
 
 def _outputs(model: keras.Model, images: np.ndarray) -> np.ndarray:
     try:
-        return np.asarray(model(images, training=False))
+        outputs = model(images, training=False)
     except Exception as error:  # of the user's layers
         raise UntrainableError(f"the model cannot be called on images: {one_line(error)}") from error
+    if isinstance(outputs, dict):
+        raise UntrainableError(
+            f"the model outputs a dict with the key {next(iter(outputs))!r}: output the tensor itself"
+        )
+    return np.asarray(outputs)
 
 
 def _saved_and_loaded(model: keras.Model) -> keras.Model:

@@ -5,6 +5,7 @@ but faster layers, mixed precision and logits instead of probabilities, and ever
 seed, epoch, step and layer.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -47,9 +48,7 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
     softmax = softmax_layer(model)
     last = _last_layers(model)
 
-    def clone(layer):
-        if not isinstance(layer, keras.Layer):
-            return layer  # an operation, which has no state
+    def fast(layer):
         kind, config = _fast_kind(layer), layer.get_config()
         if _is_stock(layer) and not isinstance(layer, IN_FLOAT32) and not any(layer is one for one in last):
             # One vector an image: a short sum.
@@ -67,12 +66,38 @@ def training_clone(model: keras.Model, seed: int, policy: str = "float32") -> ke
             copied.activation = FASTER_ACTIVATIONS[activation]
         return copied
 
-    train_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    for weight, copied in zip(model.weights, train_model.weights, strict=True):
-        copied.trainable = weight.trainable
+    train_model = copy_of(model, fast)
     copy_weights(initial_weights(model, seed), train_model)
     _number_random_layers(train_model)
     return train_model
+
+
+def copy_of(model: keras.Model, copy: Callable[[Any], Any]) -> keras.Model:
+    """A copy with weights of its own, new ones, that are trained where the model's are.
+
+    Args:
+        model: functional or Sequential.
+        copy: makes a layer's copy. Operations, which have no state, stay as they are.
+
+    Raises:
+        UntrainableError: layers share weights in a way that no copy has.
+    """
+
+    def clone(layer):
+        return copy(layer) if isinstance(layer, keras.Layer) else layer
+
+    copied = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    if len(copied.weights) != len(model.weights):
+        raise UntrainableError(
+            f"a copy of the model has {len(copied.weights)} weights, not {len(model.weights)}: share weights only by "
+            "calling one layer twice"
+        )
+    for weight, ours in zip(model.weights, copied.weights, strict=True):
+        ours.trainable = weight.trainable
+    layers, copies = list(model._flatten_layers()), list(copied._flatten_layers())
+    for layer, ours in zip(layers, copies, strict=True) if len(layers) == len(copies) else ():
+        ours._trainable = layer._trainable  # a config holds it of the layer, not of those that it makes itself
+    return copied
 
 
 def inference_clone(model: keras.Model, policy: str) -> keras.Model:
@@ -95,7 +120,10 @@ def softmax_layer(model: keras.Model) -> keras.Layer | None:
         if isinstance(layer, keras.layers.Softmax)
         else getattr(layer, "activation", None) is keras.activations.softmax
     )
-    return layer if _is_stock(layer) and is_softmax and _number_of_calls(layer, graph) == 1 else None
+    is_penalized = getattr(layer, "activity_regularizer", None) is not None  # for its probabilities, not for logits
+    return (
+        layer if _is_stock(layer) and is_softmax and not is_penalized and _number_of_calls(layer, graph) == 1 else None
+    )
 
 
 def _last_layers(model: keras.Model) -> list:
@@ -130,6 +158,9 @@ def copy_weights(values: list, model: keras.Model) -> None:
     """Sets the weights of `model` to `values`, in the order of its training clone's weights."""
     for weight, value in zip(model.weights, values, strict=True):
         weight.assign(value)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with constants made of its weights
 
 
 def _fast_kind(layer: keras.Layer) -> Any:
