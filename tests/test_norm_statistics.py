@@ -150,7 +150,7 @@ def test_model_that_cannot_be_called_in_inference_is_refused_in_one_line(images)
 
 def test_later_images_are_not_used(images):
     model = network(Norm(name="norm"))
-    many = np.concatenate([*[images] * (IMAGES // len(images)), 255 - images[:1]])
+    many = np.concatenate([*[images] * (IMAGES // len(images)), 255 - images[:BATCH_SIZE]])
     precise_statistics(model, many)()
     assert_precise(model.get_layer("norm"), values_before(model, "norm", images))
 

@@ -1,4 +1,4 @@
-"""A model with a custom layer, from its file to the registry, each stage in a process of its own."""
+"""A model with a custom layer, from its file to what reads its records, each stage in a process of its own."""
 
 import re
 import shlex

@@ -50,6 +50,10 @@ def test_recorded_run_comes_from_a_clean_commit_with_its_params(training):
     assert problem(training) == EXCEPTIONS.get(training["record_id"])
 
 
+def test_exceptions_are_of_records_that_are_there():
+    assert set(EXCEPTIONS) <= {training["record_id"] for training in recorded()}
+
+
 def test_record_with_other_params_or_from_nowhere_is_found():
     """The rule above is one that can fail."""
     good = next(training for training in recorded() if training["run"] == "compact-0")

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, keep_runs, recorded_tree, sh, small_clone, until
+from conftest import ROOT, recorded_tree, sh, small_clone, until
 
 from pipeline import tracking
 from pipeline.config import params
@@ -145,7 +145,6 @@ def small_project(folder, monkeypatch=None):
         "seed": 0,
         "needs": "results/custom-1/model.keras",
     }
-    keep_runs(tree | {"export": {"runs": dict.fromkeys(tree["runs"])}}, *tree["runs"])
     tree["export"]["runs"] = {}
     tree["data"] |= {"train_images": 500, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": EPOCHS, "batch_size": 100, "flip": "random"}

@@ -101,6 +101,10 @@ def test_student_learns_from_the_recorded_teacher(project, monkeypatch):
         match=r"validation images now \(split_seed 0, val_images 50; now 1, 50\): train it again with `dvc repr",
     ):
         run_training(monkeypatch, "compact-0")
+    more_images = tree | {"data": tree["data"] | {"val_images": 60}}
+    (project / "params.yaml").write_text(yaml.safe_dump(more_images))
+    with pytest.raises(PipelineError, match=r"validation images now \(split_seed 0, val_images 50; now 0, 60\)"):
+        run_training(monkeypatch, "compact-0")
     (project / "params.yaml").write_text(yaml.safe_dump(tree))
     teacher.model_file.write_bytes(b"damaged")
     with pytest.raises(PipelineError, match=r"results/custom-0/model.keras cannot be loaded"):

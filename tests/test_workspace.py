@@ -20,10 +20,11 @@ from pipeline.system.file_lock import file_lock
 from pipeline.tracking import store
 
 
-def test_second_run_in_a_workspace_is_refused(tmp_path):
-    first, second = (file_lock(tmp_path / "w", "in use") for _ in range(2))
-    with first, pytest.raises(PipelineError, match="in use"), second:
-        pass
+def test_second_run_in_a_workspace_is_refused(project, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["workspace", "w"])
+    monkeypatch.setattr(workspace, "reproduce", lambda *_: pytest.fail("it began"))
+    with file_lock(workspace.FOLDER / "w", ""), pytest.raises(PipelineError, match="w is in use by another run; wait"):
+        workspace.main()
 
 
 def test_copy_starts_from_the_recorded_results_each_time(tmp_path, monkeypatch, tree):
@@ -100,6 +101,7 @@ def test_every_key_can_be_given_to_mlflow_run(key, tree, project, monkeypatch):
     pairs = (("augment_policy", "augment_strength"), ("teacher", "teacher_weight"))
     also = {name: other.get(name, 0.25) for pair in pairs if key in pair for name in pair}
     wanted = other.get(key, value * 2 or 1 if isinstance(value, int) else 0.25)
+    assert wanted != value
     words = [word for name, it in (also | {key: wanted}).items() for word in (f"--{name}", str(it))]
     given = arguments(monkeypatch, "run", "--run", "custom-0", *words)
     after, run = workspace.changed_params(given)
