@@ -73,9 +73,8 @@ def load(config: params.Params) -> dict[str, Record]:
 
 def _other_param(loaded: Record, ours: dict[str, Any]) -> str | None:
     """What a run was trained with that params.yaml says otherwise."""
-    for key, theirs in loaded.other_params(ours).items():
-        return f"{key} {theirs!r}, and params.yaml has {ours.get(key)!r}"
-    return None
+    key, theirs = next(iter(loaded.other_params(ours).items()), (None, None))
+    return f"{key} {theirs!r}, and params.yaml has {ours.get(key)!r}" if key else None
 
 
 def _missing(loaded: Record) -> list[str]:

@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -40,8 +41,7 @@ def main() -> None:
         parser.error("--overlay needs --against: a record is of the values in params.yaml")
     tree = params.parse("params.yaml")
     if arguments.overlay:
-        overrides.replace(tree, params.parse(arguments.overlay), str(arguments.overlay))
-        tree["sweeps"] = {}  # its recipe's teacher may be left out
+        change(tree, arguments.overlay)
     config = params.check(tree)
     run = config.check_run(arguments.run)
     most = config.recipe_of(run).epochs
@@ -51,7 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         folder = Path(temporary)
         if arguments.against:
-            agrees = against_commit(run, arguments.against, epochs, arguments.overlay, folder)
+            teacher = config.teacher_of(run)
+            agrees = against_commit(run, arguments.against, epochs, arguments.overlay, teacher, folder)
         else:
             agrees = against_record(run, epochs, folder)
     sys.exit(0 if agrees else 1)
@@ -98,7 +99,9 @@ def against_record(run: str, epochs: int | None, folder: Path) -> bool:
     return within
 
 
-def against_commit(run: str, commit: str, epochs: int | None, overlay: Path | None, folder: Path) -> bool:
+def against_commit(
+    run: str, commit: str, epochs: int | None, overlay: Path | None, teacher: str | None, folder: Path
+) -> bool:
     """Trains `run` with the code of `commit` and with the working files, and says whether they agree bit for bit."""
     traces = []
     for name, of in ((f"commit {commit}", commit), ("the working files", None)):
@@ -107,10 +110,10 @@ def against_commit(run: str, commit: str, epochs: int | None, overlay: Path | No
         replay.copy_code(side, of)
         if overlay:
             tree = params.parse(side / "params.yaml")
-            overrides.replace(tree, params.parse(overlay), str(overlay))
+            change(tree, overlay)
             files.write(side / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
         print(f"with {name}:", flush=True)
-        traces.append(replay.train(side, run, epochs, name, params.read().teacher_of(run)))
+        traces.append(replay.train(side, run, epochs, name, teacher))
     before, after = traces
     difference = replay.first_difference(after, before)
     lengths = [len(trace.history) for trace in traces]
@@ -118,6 +121,13 @@ def against_commit(run: str, commit: str, epochs: int | None, overlay: Path | No
         difference = f"{lengths[0]} epochs with {before.name}, {lengths[1]} with {after.name}"
     print(f"{run}: {difference or _span(lengths[0]) + f' equal bit for bit with {before.name}'}")
     return difference is None
+
+
+def change(tree: dict[str, Any], overlay: Path) -> None:
+    """Replaces values of params.yaml by those of the overlay; sweeps go, since it may leave out a recipe's teacher."""
+    overrides.replace(tree, params.parse(overlay), str(overlay))
+    if "sweeps" in tree:
+        tree["sweeps"] = {}
 
 
 def _span(epochs: int) -> str:

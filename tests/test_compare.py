@@ -749,7 +749,7 @@ def test_precision_that_differs_between_runs_is_told_where_it_counts(capsys):
     training = files.read_json(path)
     training["environment"]["precision"] = "float32"
     files.write_json(path, training)
-    told = "Precision of training: float32: custom-0; bfloat16: custom-1, compact-0. A std over runs of both includes"
+    told = "Precision of training: float32: custom-0; bfloat16: custom-1, compact-0. Where a recipe has runs of several"
     assert told in " ".join(printed(capsys).split())
     assert told in markdown.page(compared())
     assert "trained in different precisions, the difference includes" in markdown.page(compared())

@@ -151,7 +151,7 @@ def test_workers_that_die_before_they_begin_say_nothing_of_the_recipe(config):
         return worker
 
     engine.start = start_a_broken_one
-    with pytest.raises(EngineError, match=r"custom-0: 3 workers died, the last one before it began: .*SyntaxError"):
+    with pytest.raises(EngineError, match=r"custom-0: 3 workers died before they began; the last one: .*SyntaxError"):
         drive(engine, config)
 
 

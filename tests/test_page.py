@@ -320,6 +320,19 @@ def test_zooming_by_keyboard_keeps_the_epoch_and_all_epochs_come_back(desktop):
     page.wait_for_selector("#curve-reset:disabled")
 
 
+def test_metric_with_fewer_epochs_is_shown_whole(desktop):
+    page = desktop.page
+    page.evaluate("PAGE.curves.lines.forEach(line => delete line.values.val_loss)")
+    page.evaluate("PAGE.curves.lines[0].values.val_loss = [[1, 0.5]]")
+    page.select_option("#curve-metric", "val_loss")
+    page.hover("#curve-chart .u-over", position={"x": 2, "y": 40})
+    left = page.inner_text("#curve-lines .epoch")
+    box = page.locator("#curve-chart .u-over").bounding_box()
+    page.hover("#curve-chart .u-over", position={"x": box["width"] - 2, "y": 40})
+    assert (left, page.inner_text("#curve-lines .epoch")) == ("epoch 1", "epoch 2")
+    assert page.is_disabled("#curve-reset")
+
+
 def test_stepping_out_of_the_zoom_shows_the_epoch_that_is_spoken(desktop):
     page = desktop.page
     page.focus("#curve-chart")
@@ -559,7 +572,7 @@ def test_image_that_is_read_late_does_not_take_the_place_of_a_newer_one(desktop,
         window.createImageBitmap = async (blob, as) => {
             window.createImageBitmap = read;
             await new Promise(resolve => (window.goOn = resolve));
-            return read(blob, as);
+            return read(blob, as).finally(() => setTimeout(() => (window.wasRead = true), 100));
         };
     }"""
     page.evaluate(delay)
@@ -568,7 +581,7 @@ def test_image_that_is_read_late_does_not_take_the_place_of_a_newer_one(desktop,
     give(page, encoded(Image.new("RGB", (64, 64), "blue")))
     said = page.inner_text("#try-status")
     page.evaluate("goOn()")
-    page.wait_for_timeout(300)
+    page.wait_for_function("() => window.wasRead")
     square = "canvas => [...canvas.getContext('2d').getImageData(20, 160, 1, 1).data]"
     assert page.eval_on_selector("#try-square", square) == [0, 0, 255, 255]
     assert page.inner_text("#try-status") == said

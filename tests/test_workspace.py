@@ -155,6 +155,12 @@ def test_recipe_and_seed_select_runs(run, recipe, seed, selected, listed, tree):
         assert name == f"{chosen.recipe}-{chosen.seed}"
 
 
+def test_recipe_and_seed_that_the_list_has_keep_their_name(tree):
+    tree["runs"], tree["export"]["runs"] = {"base": tree["runs"]["custom-0"]}, {}
+    overrides.select_runs(tree, "base", "custom", 0)
+    assert list(params.check(tree).runs) == ["base"]
+
+
 def test_student_is_chosen_with_its_teacher(project, monkeypatch):
     """`mlflow run -P teacher=…` for one recipe: the teacher is trained too, and the student waits for it."""
     settings = ["-S", "recipes.custom.teacher=baseline-0", "-S", "recipes.custom.teacher_weight=0.5"]

@@ -28,7 +28,7 @@ def replace(tree: dict[str, Any], overlay: Any, source: str) -> None:
 
 
 def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -> str:
-    """Makes the list of runs one of this recipe and this seed, `<recipe>-<seed>`.
+    """Makes the list of runs one of this recipe and this seed, `<recipe>-<seed>` unless the list has another name.
 
     Args:
         tree: is changed.
@@ -50,8 +50,9 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
     if recipe and recipe not in checked.recipes:
         raise PipelineError(f"recipe: received {command.shown(recipe)}; allowed: one of {', '.join(checked.recipes)}")
     listed = [checked.runs[run]] if run else list(checked.runs.values())
+    named = {(it.recipe, it.seed): name for name, it in checked.runs.items()}
     chosen = {
-        f"{name}-{number}": {
+        named.get((name, number), f"{name}-{number}"): {
             "recipe": name,
             "model": checked.recipes[name].model,
             "seed": number,
@@ -70,7 +71,7 @@ def select_runs(tree: dict[str, Any], run: str, recipe: str, seed: int | None) -
 
 
 def complete_runs(tree: dict[str, Any], listed: dict[str, Any]) -> None:
-    """Sets the model and the needs of each run by its recipe, and adds teachers that are not chosen, but listed.
+    """Sets what each run needs by its recipe's teacher, and adds teachers that are not chosen, but listed.
 
     Args:
         tree: is changed.
@@ -82,7 +83,7 @@ def complete_runs(tree: dict[str, Any], listed: dict[str, Any]) -> None:
         recipe = tree["recipes"].get(tree["runs"][name]["recipe"])
         if recipe is None:
             continue  # `params.check` says so
-        tree["runs"][name] |= {"model": recipe["model"], "needs": params.needs(recipe["teacher"])}
+        tree["runs"][name]["needs"] = params.needs(recipe["teacher"])
         if recipe["teacher"] in listed and recipe["teacher"] not in tree["runs"]:
             tree["runs"][recipe["teacher"]] = dict(listed[recipe["teacher"]])
             names.append(recipe["teacher"])
@@ -104,3 +105,6 @@ def set_param(tree: dict[str, Any], key: str, value: Any, run: str) -> None:
     for recipe in tree["recipes"]:
         if chosen in (None, recipe):
             replace(tree["recipes"][recipe], {key: value}, f"-S {command.plain(key)}")
+    if key == "model":  # which runs have too
+        for name in [run] if run in tree["runs"] else tree["runs"]:
+            tree["runs"][name]["model"] = value

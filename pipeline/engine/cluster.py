@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import MOST_DEATHS, EngineError, Failed, Job, Message, NodeRefusedError, Resume, WorkerDiedError
+from pipeline.engine import EngineError, Failed, Job, Message, NodeRefusedError, Resume, WorkerDiedError
 from pipeline.records import files
 from pipeline.system.command import PipelineError, shortened
 from pipeline.system.file_lock import file_lock
@@ -34,6 +34,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ANSWER_SECONDS = 60.0  # for the cluster to answer at all; a busy machine takes 20 to begin to ask
 NODE_SECONDS = 60.0  # for a node to come, when none is left
 RETRY_SECONDS = 1.0  # until Ray has noticed that a node is gone
+MOST_STARTS = (
+    60  # of workers that die before they begin a run: Ray may take half a minute to notice a node that is gone
+)
 SAME = ("python", "tensorflow", "keras", "numpy")  # versions that decide on the weights
 CACHE = "cifar10-small-models"  # a folder in the node's cache
 
@@ -98,9 +101,9 @@ class RayEngine:
             except WorkerDiedError as error:
                 worker.end()
                 deaths += 1
-                if deaths == MOST_DEATHS:
+                if deaths == MOST_STARTS:
                     raise EngineError(
-                        f"{job.run}: {deaths} workers died before they began, the last: {error}"
+                        f"{job.run}: {deaths} workers died before they began; the last one: {error}"
                     ) from None
                 print(f"warning: {job.run}: {error}; another worker is started", file=sys.stderr)
                 time.sleep(RETRY_SECONDS)

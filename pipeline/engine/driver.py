@@ -32,7 +32,7 @@ from pipeline.system.progress import RunsProgress
 
 
 class NeverBeganError(WorkerDiedError):
-    """A worker ended before its run could begin. It says nothing of the run."""
+    """A worker ended before its run could begin: hardly because of the recipe's values."""
 
 
 class Driver:
@@ -78,7 +78,7 @@ class Driver:
             PipelineError: as `train.train`, or workers die again and again.
             StoppedError: `stop` was called.
         """
-        deaths = 0
+        deaths, has_begun = 0, False
         while True:
             epochs: list[dict[str, float]] = []
             try:
@@ -87,8 +87,11 @@ class Driver:
                 if epochs or isinstance(error, NodeRefusedError):
                     deaths = 0
                 deaths += not isinstance(error, NodeRefusedError)
-                if deaths >= MOST_DEATHS and isinstance(error, NeverBeganError):  # mostly: the code is broken
-                    raise EngineError(f"{run}: {deaths} workers died, the last one before it began: {error}") from None
+                has_begun |= not isinstance(error, NeverBeganError | NodeRefusedError)
+                if deaths >= MOST_DEATHS and not has_begun:  # mostly: the code is broken
+                    raise EngineError(
+                        f"{run}: {deaths} workers died before they began; the last one: {error}"
+                    ) from None
                 if deaths >= MOST_DEATHS:
                     raise RecipeError(  # mostly: no memory left for its batches
                         f"{run}: {deaths} workers died without finishing an epoch; the last one: {error}"

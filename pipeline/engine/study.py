@@ -87,7 +87,9 @@ class Study:
                 )
         except Exception as error:  # of SQLAlchemy, a driver or Alembic
             reason = shortened(tracking.without_secrets(str(error)))
-            fix = "unset it, or correct it" if given else "move it away to begin anew"
+            is_damaged = "not a database" in reason or "malformed" in reason
+            anew = "move it away to begin anew" if is_damaged else "the same command tries again"
+            fix = "unset it, or correct it" if given else anew
             raise PipelineError(f"{self._named} cannot be opened: {reason}; {fix}") from None
 
     @property

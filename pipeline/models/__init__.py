@@ -61,7 +61,7 @@ def register_layers(path: Path, name: str = "") -> None:
 
     Args:
         path: of the saved model.
-        name: of its model, if known: Keras does not save where a custom function comes from.
+        name: of its model, if known: Keras does not save which file a custom function comes from.
 
     Raises:
         PipelineError: such a file fails, or is gone.
@@ -70,7 +70,8 @@ def register_layers(path: Path, name: str = "") -> None:
     with zipfile.ZipFile(path) as saved:
         config = saved.read("config.json")
     found = {module.decode() for module in re.findall(rb'"module": "pipeline\.models\.([\w-]+)"', config)}
-    for module in sorted(found | ({name} & set(names()))):
+    has_functions = b'"class_name": "function"' in config
+    for module in sorted(found | ({name} & set(names()) if has_functions else set())):
         _import(module)
 
 

@@ -68,7 +68,7 @@ def _of(
         if not settled:
             result["note"] = (
                 f"no recipe within these limits has {rule.min_seeds} seeds yet; "
-                "until one has, the best mean over however many seeds stands in"
+                "until one has, the same rule chooses among all of them"
             )
     else:
         result["note"] = "no recipe is within the limits"

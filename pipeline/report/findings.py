@@ -151,7 +151,9 @@ def certainty(comparison: dict[str, Any], pair: dict[str, Any]) -> str:
     significant = "significant" if pair["verdict"] != "not told apart" else "not significant"
     precisions = {run["run"]: run["precision"] for run in comparison["runs"]}
     ours, theirs = ({precisions[run] for run in runs} for runs in pair["runs"])
-    includes = "" if ours == theirs else " It includes whatever their different precisions of training change."
+    includes = (
+        "" if ours == theirs else " The difference includes whatever their different precisions of training change."
+    )
     if pair["of"] == "recipes":
         return f"The range is a 95 % interval over seeds and images; the difference is {significant}.{includes}"
     return (
@@ -187,7 +189,10 @@ def _precision_notes(comparison: dict[str, Any]) -> list[str]:
     if len(runs) == 1:
         return []
     trained = "; ".join(f"{precision}: {', '.join(of_precision)}" for precision, of_precision in runs.items())
-    return [f"Precision of training: {trained}. A std over runs of both includes what the precision changes."]
+    of_recipes = _grouped((run["recipe"], run["precision"]) for run in comparison["runs"])
+    several = any(len(precisions) > 1 for precisions in of_recipes.values())
+    std = " Where a recipe has runs of several, its std includes what that changes." if several else ""
+    return [f"Precision of training: {trained}.{std}"]
 
 
 def status_notes(comparison: dict[str, Any]) -> list[str]:
@@ -195,7 +200,7 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
     statuses = {champion["status"]: champion for champion in comparison["champions"].values()}
     notes = {
         "champion": "champion: the model to take within that budget, chosen by validation accuracy.",
-        "stand-in": "stand-in: chosen in the same way from all recipes, until one within that budget has {min_seeds} "
+        "stand-in": "stand-in: chosen in the same way from all recipes within that budget, until one has {min_seeds} "
         "seeds.",
     }
     return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.records.record import Record
@@ -19,8 +21,8 @@ def sync_comparison(record: Record, tags: dict[str, str]) -> None:
 
 
 def end_comparisons(compared: list[Record]) -> None:
-    """Takes back what this folder's comparison said of runs that left it, such as those of replaced records."""
-    store.attempt("take back tags", lambda: _end({record.id for record in compared}))
+    """Takes back what this folder's comparison said of earlier records of its runs."""
+    store.attempt("take back tags", lambda: _end({record.run: record.id for record in compared}))
 
 
 def comparison_digest(record: Record, tags: dict[str, str]) -> str:
@@ -37,16 +39,21 @@ def _sync(record: Record, tags: dict[str, str]) -> None:
         return
     wanted = {PREFIX + name: value for name, value in tags.items()}
     _delete_tags(run, {name for name in run.data.tags if name.startswith(PREFIX)} - set(wanted))
-    wanted[FOLDER] = address.folder()
+    wanted[FOLDER] = _folder()
     client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
     client.log_batch(run.info.run_id, tags=[RunTag(DIGEST, digest)])
 
 
-def _end(compared: set[str]) -> None:
+def _folder() -> str:
+    """Whose comparison it is; in a store that others may use too, by machine and path."""
+    return address.folder() if address.database() else f"{socket.gethostname()}:{Path.cwd()}"
+
+
+def _end(compared: dict[str, str]) -> None:
     search = partial(store.client().search_runs, [experiment.current_id()], f"tags.{DIGEST} LIKE '%'")
     for run in list(store.pages(search)):
-        folder, record_id = run.data.tags.get(FOLDER, "."), run.data.tags.get(runs.RECORD_ID)
-        if folder == address.folder() and record_id not in compared:
+        folder, name, record_id = (run.data.tags.get(key) for key in (FOLDER, "run", runs.RECORD_ID))
+        if (folder or ".") == _folder() and name in compared and record_id != compared[name]:
             _delete_tags(run, {name for name in run.data.tags if name.startswith(PREFIX) or name in (FOLDER, DIGEST)})
 
 

@@ -97,7 +97,7 @@
     makeLegend();
     const { series, bands, data } = arrange();
     const limits = heights();
-    const zoomed = plot && !isWhole(plot) ? { min: plot.scales.x.min, max: plot.scales.x.max } : null;
+    const zoomed = plot && epochsShown(plot);
     plot?.destroy();
     plot = new uPlot(
       {
@@ -120,6 +120,12 @@
     if (zoomed) plot.setScale("x", zoomed);
     readOut(null);
   });
+
+  /** The first and the last epoch that are shown; null where all are. */
+  function epochsShown({ data, scales }) {
+    const { min, max } = scales.x;
+    return min > data[0][0] || max < data[0].at(-1) ? { min, max } : null;
+  }
 
   function isWhole({ data, scales }) {
     const [first, last] = [data[0][0], data[0].at(-1)];
