@@ -101,6 +101,21 @@ def test_gate_of_the_whole_image_makes_all_that_follows_see_it():
     assert [row.output_size for row in rows] == [(30, 30, 8), (1, 1, 8), (1, 1, 8), (30, 30, 8), (28, 28, 4)]
 
 
+@pytest.mark.parametrize(
+    ("layer", "field"),
+    [
+        (layers.BatchNormalization(), 3),
+        (layers.LayerNormalization(), 3),
+        (layers.Softmax(), 3),
+        (layers.LayerNormalization(axis=(1, 2, 3)), None),
+        (layers.UnitNormalization(axis=-2), None),
+        (layers.GroupNormalization(2), None),
+    ],
+)
+def test_normalization_over_the_image_sees_all_of_it(layer, field):
+    assert rows_of(lambda x: layer(layers.Conv2D(4, 3)(x)))[-1].receptive_field == field
+
+
 def test_gate_from_a_large_pooling_window_sees_the_image_too():
     rows = rows_of(lambda x: layers.Multiply()([x, layers.AveragePooling2D(32)(x)]))
     assert [row.receptive_field for row in rows] == [32, None]

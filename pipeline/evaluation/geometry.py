@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 Field: TypeAlias = tuple[Span, Span] | Literal["unknown"] | None  # height, width; None: the whole image
 
-# Layers and operations that work on each position by itself, at inference; normalization has its statistics fixed.
+# Layers and operations that work on each position by itself, at inference; see _normalizes_over_positions for others.
 POSITIONWISE_LAYERS = re.compile(
     "Activation|ReLU|LeakyReLU|PReLU|ELU|Softmax|Identity|Dropout|SpatialDropout2D|AlphaDropout|GaussianDropout|"
     "GaussianNoise|ActivityRegularization|BatchNormalization|LayerNormalization|GroupNormalization|RMSNormalization|"
@@ -150,6 +150,8 @@ def _field(layer: Any, inputs: list[keras.KerasTensor], seen: list[Field], outpu
     is_flat = isinstance(layer, layers.Flatten | layers.Reshape) and len(output.shape) == 2
     if is_flat or isinstance(layer, layers.GlobalAveragePooling2D | layers.GlobalMaxPooling2D):
         return None
+    if _normalizes_over_positions(layer, inputs[0]):
+        return None
     spatial = [field for field in seen if isinstance(field, tuple)]
     if windows := _windows(layer, inputs[0], output):
         height, width = (span.through(*window) for span, window in zip(spatial[0], windows, strict=True))
@@ -164,6 +166,19 @@ def _field(layer: Any, inputs: list[keras.KerasTensor], seen: list[Field], outpu
         return "unknown"  # merged branches whose strides differ
     height, width = (_union(spans) for spans in zip(*spatial, strict=True))
     return height, width
+
+
+def _normalizes_over_positions(layer: Any, tensor: keras.KerasTensor) -> bool:
+    """Whether a layer divides by statistics, not fixed ones, that it takes over height or width."""
+    from keras import layers
+
+    if len(tensor.shape) != 4:
+        return False
+    if isinstance(layer, layers.GroupNormalization):
+        return True
+    kinds = layers.LayerNormalization | layers.RMSNormalization | layers.UnitNormalization | layers.Softmax
+    axes = layer.axis if isinstance(layer, kinds) else -1
+    return any(axis % 4 in (1, 2) for axis in (axes if isinstance(axes, list | tuple) else [axes]))
 
 
 def _is_positionwise(layer: Any) -> bool:
