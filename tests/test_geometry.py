@@ -243,7 +243,15 @@ def test_geometry_of_any_kind_of_model_is_told_as_far_as_it_is_known(name):
     Console(file=io.StringIO()).print(command.table(name, rows))
 
 
-WITHOUT_RULE = ("attention", "attention_with_dropout", "recurrent", "custom", "custom_noise", "regularizers")
+WITHOUT_RULE = (
+    "attention",
+    "attention_with_dropout",
+    "recurrent",
+    "custom",
+    "custom_noise",
+    "frozen_block",
+    "regularizers",
+)
 
 
 def measured_field(model):
