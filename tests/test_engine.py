@@ -18,7 +18,6 @@ from conftest import ROOT
 from pipeline import tracking, train
 from pipeline.config import params
 from pipeline.engine import (
-    MOST_DEATHS,
     Begun,
     EngineError,
     Epoch,
@@ -29,7 +28,7 @@ from pipeline.engine import (
     Steps,
     WorkerDiedError,
 )
-from pipeline.engine.driver import Driver
+from pipeline.engine.driver import MOST_DEATHS, Driver
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.worker import work
 from pipeline.records import checkpoint, record

@@ -93,9 +93,6 @@ class Failed(NamedTuple):
 Message = Begun | Steps | Epoch | Finished | Failed
 
 
-MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a run
-
-
 class WorkerDiedError(Exception):
     """A worker ended without having said why. Another one may resume its run."""
 

@@ -34,9 +34,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ANSWER_SECONDS = 60.0  # for the cluster to answer at all; a busy machine takes 20 to begin to ask
 NODE_SECONDS = 60.0  # for a node to come, when none is left
 RETRY_SECONDS = 1.0  # until Ray has noticed that a node is gone
-MOST_STARTS = (
-    60  # of workers that die before they begin a run: Ray may take half a minute to notice a node that is gone
-)
+MOST_STARTS = 60  # of workers that die before they begin a run: a node that is gone may be noticed late
 SAME = ("python", "tensorflow", "keras", "numpy")  # versions that decide on the weights
 CACHE = "cifar10-small-models"  # a folder in the node's cache
 

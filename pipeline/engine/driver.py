@@ -10,7 +10,6 @@ from typing import Any
 from pipeline import tracking, train
 from pipeline.config.params import Params
 from pipeline.engine import (
-    MOST_DEATHS,
     Begun,
     Engine,
     EngineError,
@@ -29,6 +28,8 @@ from pipeline.records import files, record
 from pipeline.system import command
 from pipeline.system.command import PipelineError, RecipeError
 from pipeline.system.progress import RunsProgress
+
+MOST_DEATHS = 3  # of workers, one after the other, that finish no epoch of a run
 
 
 class NeverBeganError(WorkerDiedError):
