@@ -70,12 +70,7 @@ def card(comparison: dict[str, Any], recipe: str) -> str:
     column = 1 + list(comparison["descriptions"]).index(recipe)
     _, calibration, *recall = ([cells[0], cells[column]] for cells in tables.descriptions(comparison))
     means = [cells[1:] for cells in tables.means(comparison) if cells[0] in ("recipe", recipe)]
-    is_taught = recipe_params["teacher"] not in tables.OFF
-    settings = [
-        f"{key} {value}"
-        for key, value in recipe_params.items()
-        if value not in tables.OFF and (is_taught or key != "temperature")
-    ]
+    settings = [f"{key} {value}" for key, value in tables.used(recipe_params).items()]
     blocks = [
         f"# {tables.title(f'{recipe}: a CIFAR-10 classifier', comparison)}",
         f"{row['parameters']:,} parameters, {tables.cell(row, 'multiply_adds')} M multiply-adds for one image. "

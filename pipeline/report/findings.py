@@ -26,7 +26,7 @@ def _budget(comparison: dict[str, Any], budget: str, champion: dict[str, Any]) -
         f"validation {tables.cell(row, 'val_accuracy')} %, n = {row['seeds']}.",
     ]
     if row["seeds"] > 1:
-        (run,) = (run for run in comparison["runs"] if run["run"] == champion["run"])
+        run = run_of(comparison, champion["run"])
         sentences.append(f"{run['run']} itself: test accuracy {tables.cell(run, 'test_accuracy')} %.")
     if rival := best_other(comparison, champion):
         sentences.append(_difference(pair_of(comparison, name, rival), name, comparison["recipes"]))
@@ -117,6 +117,11 @@ def best_other(comparison: dict[str, Any], champion: dict[str, Any]) -> str | No
     return max(others, key=lambda name: recipes[name]["test_accuracy"], default=None)
 
 
+def run_of(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    """The run of this name."""
+    return next(run for run in comparison["runs"] if run["run"] == name)
+
+
 def pair_of(comparison: dict[str, Any], *recipes: str) -> dict[str, Any]:
     """The pair of two recipes, in whichever order it stands."""
     (found,) = (pair for pair in comparison["pairs"] if set(pair["recipes"]) == set(recipes))
@@ -151,9 +156,7 @@ def certainty(comparison: dict[str, Any], pair: dict[str, Any]) -> str:
     significant = "significant" if pair["verdict"] != "not told apart" else "not significant"
     precisions = {run["run"]: run["precision"] for run in comparison["runs"]}
     ours, theirs = ({precisions[run] for run in runs} for runs in pair["runs"])
-    includes = (
-        "" if ours == theirs else " The difference includes whatever their different precisions of training change."
-    )
+    includes = "" if ours == theirs else " Part of the difference may come from their different precisions."
     if pair["of"] == "recipes":
         return f"The range is a 95 % interval over seeds and images; the difference is {significant}.{includes}"
     return (
@@ -191,7 +194,7 @@ def _precision_notes(comparison: dict[str, Any]) -> list[str]:
     trained = "; ".join(f"{precision}: {', '.join(of_precision)}" for precision, of_precision in runs.items())
     of_recipes = _grouped((run["recipe"], run["precision"]) for run in comparison["runs"])
     several = any(len(precisions) > 1 for precisions in of_recipes.values())
-    std = " Where a recipe has runs of several, its std includes what that changes." if several else ""
+    std = " Where a recipe has runs of several precisions, its std includes their effect." if several else ""
     return [f"Precision of training: {trained}.{std}"]
 
 

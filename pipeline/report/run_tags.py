@@ -32,12 +32,13 @@ def by_budget(comparison: dict[str, Any]) -> dict[str, tuple[dict[str, str], str
     for (budget, champion), sentence in zip(comparison["champions"].items(), sentences, strict=True):
         if champion["run"]:
             row = comparison["recipes"][champion["recipe"]]
-            (run,) = (run for run in comparison["runs"] if run["run"] == champion["run"])
             decided = {key: row[key] for key in ("val_accuracy", "seeds", "multiply_adds", "parameters", "epochs")}
             named = {key: champion[key] for key in ("status", "run", "recipe", "min_seeds", "margin")}
             tags = {key: str(value) for key, value in (named | decided).items()}
             tags |= {"limits": findings.budget_words(comparison["limits"][budget]), "test_accuracy": _mean(row)}
-            tags["run_test_accuracy"] = f"{tables.cell(run, 'test_accuracy')} %"
+            tags["run_test_accuracy"] = (
+                f"{tables.cell(findings.run_of(comparison, champion['run']), 'test_accuracy')} %"
+            )
             told[budget] = (tags, sentence)
     return told
 

@@ -62,6 +62,12 @@ NUMBER = re.compile(rf"{UNKNOWN}|[+-]?[\d.,]+( to [+-]?[\d.,]+)?|[<\d.]+")
 Rows = list[list[str]]
 
 
+def used(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe's keys that are not off; a temperature is of use to those who have a teacher alone."""
+    on = {key: value for key, value in recipe.items() if value not in OFF}
+    return {key: value for key, value in on.items() if key != "temperature" or "teacher" in on}
+
+
 def accuracy(comparison: dict[str, Any]) -> Rows:
     """Accuracies and size of the published results and of the recipes."""
     return _metrics(comparison, ACCURACY)

@@ -106,9 +106,7 @@ def recipes(comparison: Comparison) -> tables.Rows:
                 augment_policy="{} policy",
                 augment_strength="strength {}",
             ),
-            _on(given, teacher="{}", teacher_weight="weight {}", temperature="temperature {}")
-            if given["teacher"] not in tables.OFF
-            else given["teacher"],
+            _on(given, teacher="{}", teacher_weight="weight {}", temperature="temperature {}"),
         ]
         for recipe, given in comparison["recipe_params"].items()
     ]
@@ -116,8 +114,8 @@ def recipes(comparison: Comparison) -> tables.Rows:
 
 def _on(given: dict[str, Any], **words: str) -> str:
     """The values of a recipe that are not off, each in its words."""
-    on = [text.format(given[key]) for key, text in words.items() if given[key] not in tables.OFF]
-    return ", ".join(on) or "none"
+    used = tables.used(given)
+    return ", ".join(text.format(used[key]) for key, text in words.items() if key in used) or "none"
 
 
 def networks(comparison: Comparison) -> dict[str, str]:
@@ -200,9 +198,9 @@ def front(points: list[dict[str, Any]]) -> list[str]:
 def curves(comparison: Comparison, histories: Histories) -> dict[str, Any]:
     """By metric and line, one list of values a run, epoch by epoch; the published epochs come last.
 
-    The training loss of a recipe with a teacher is another one, and left out.
+    The training loss of a recipe with a teacher is left out: it is a different quantity.
     """
-    taught = {recipe for recipe, given in comparison["recipe_params"].items() if given["teacher"] not in tables.OFF}
+    taught = {recipe for recipe, given in comparison["recipe_params"].items() if "teacher" in tables.used(given)}
     runs = {recipe: _runs(comparison, recipe) for recipe in comparison["recipes"]}
     published = {row["run"]: [row["run"]] for row in comparison["published"] if row["run"] in histories}
     lines = []
