@@ -4,7 +4,8 @@
 PYTHON ?= python3
 LOCK := $(if $(filter-out 0,$(GPU)),requirements-gpu.txt,requirements.txt)
 PYTEST_ON_TWO := python -m pytest --numprocesses 2 --dist loadfile
-SHELL := /bin/bash # not make's own: by the default one, macOS's make 3.81 ignores the PATH of the next line
+# With its default shell, macOS's make 3.81 ignores the PATH of the next line.
+SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH CONDA_PREFIX
 

@@ -129,7 +129,7 @@ def commit(log: record.Record, mark: dict[str, Any]) -> None:
     """
     trained = mark | log.training.params  # the fingerprint has what `auto` became
     config = params.read()
-    now = config.of_weights(config.check_run(log.run)) | fingerprint.code_hashes(log.training.model)
+    now = config.weight_params(config.check_run(log.run)) | fingerprint.code_hashes(log.training.model)
     if changed := [key for key in now if now[key] != trained.get(key)]:
         raise PipelineError(
             f"{log.run}: {changed[0]} was changed while it was trained, so dvc.lock does not have it; "

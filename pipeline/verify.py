@@ -41,7 +41,7 @@ def main() -> None:
         parser.error("--overlay needs --against: a record is of the values in params.yaml")
     tree = params.parse("params.yaml")
     if arguments.overlay:
-        change(tree, arguments.overlay)
+        apply_overlay(tree, arguments.overlay)
     config = params.check(tree)
     run = config.check_run(arguments.run)
     most = config.recipe_of(run).epochs
@@ -110,7 +110,7 @@ def against_commit(
         replay.copy_code(side, of)
         if overlay:
             tree = params.parse(side / "params.yaml")
-            change(tree, overlay)
+            apply_overlay(tree, overlay)
             files.write(side / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
         print(f"with {name}:", flush=True)
         traces.append(replay.train(side, run, epochs, name, teacher))
@@ -123,7 +123,7 @@ def against_commit(
     return difference is None
 
 
-def change(tree: dict[str, Any], overlay: Path) -> None:
+def apply_overlay(tree: dict[str, Any], overlay: Path) -> None:
     """Replaces values of params.yaml by those of the overlay; sweeps go, since it may leave out a recipe's teacher."""
     overrides.replace(tree, params.parse(overlay), str(overlay))
     if "sweeps" in tree:

@@ -210,7 +210,7 @@ class Params(Section):
             **self.train.model_dump(),
         }
 
-    def of_weights(self, run: str) -> dict[str, Any]:
+    def weight_params(self, run: str) -> dict[str, Any]:
         """Of `flat`, what the weights depend on: nothing learns from the test images."""
         return {key: value for key, value in self.flat(run).items() if key != "test_images"}
 

@@ -24,7 +24,7 @@ def fingerprint(config: Params, run: str, machine: "Device", origin: dict[str, s
         origin: digests of the data, and of the teacher's weights if there is one.
     """
     return {
-        **config.of_weights(run),
+        **config.weight_params(run),
         **{key: value for key, value in origin.items() if key != "teacher_record_id"},
         **machine.fingerprint(),
         **code_hashes(config.recipe_of(run).model),
