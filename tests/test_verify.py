@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from conftest import ROOT, small_clone
 
 from pipeline import verify
+from pipeline.config import params
 from pipeline.records import fingerprint, record, replay
 from pipeline.system.command import PipelineError
 
@@ -138,6 +140,32 @@ def test_bad_arguments_are_refused(arguments, said):
     assert done.returncode
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_overlay_may_list_the_run_and_give_it_a_teacher(project, monkeypatch):
+    """A sweep whose recipe has a teacher that the overlay leaves out is no obstacle either."""
+    listed = yaml.safe_load(Path("params.yaml").read_text())
+    listed["recipes"]["custom"] |= {"teacher": "baseline-0", "teacher_weight": 0.5}
+    listed["runs"]["custom-0"]["needs"] = "results/baseline-0/model.keras"
+    Path("params.yaml").write_text(yaml.safe_dump(listed))
+    student = {"recipe": "compact", "model": "compact", "seed": 0, "needs": "results/teacher-3/model.keras"}
+    overlay = {"recipes": {"compact": {"teacher": "teacher-3", "teacher_weight": 0.5}}, "export": {"runs": {}}}
+    overlay["runs"] = {"teacher-3": listed["runs"]["teacher-3"], "student-0": student}
+    Path("overlay.yaml").write_text(yaml.safe_dump(overlay))
+    trained = []
+
+    def train(folder, *arguments):
+        params.read(folder / "params.yaml")
+        trained.append(arguments)
+        return trace()
+
+    monkeypatch.setattr(replay, "copy_code", lambda folder, commit=None: shutil.copy2("params.yaml", folder))
+    monkeypatch.setattr(replay, "train", train)
+    monkeypatch.setattr(sys, "argv", ["verify", "student-0", "--against", "HEAD", "--overlay", "overlay.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        verify.main()
+    assert ended.value.code == 0
+    assert [(run, epochs, teacher) for run, epochs, _, teacher in trained] == [("student-0", 1, "teacher-3")] * 2
 
 
 @pytest.mark.slow
