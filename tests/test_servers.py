@@ -23,7 +23,7 @@ from conftest import sh, small_clone
 
 from pipeline.config import params
 from pipeline.records import record
-from pipeline.tracking import summary
+from pipeline.tracking import comparison, summary
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: `make setup`")
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: `make setup`")
@@ -327,6 +327,7 @@ def test_data_comes_from_the_remote_in_another_clone(servers, pair, tmp_path):
 
 def test_server_that_dies_in_a_training_is_completed_later(servers, pair):
     folder, before = pair[1], servers.state()
+    replaced = before[record_id(folder)]["tags"]
     tree = params.parse(folder / "params.yaml")
     tree["recipes"]["custom"]["epochs"] = EPOCHS
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -362,6 +363,10 @@ def test_server_that_dies_in_a_training_is_completed_later(servers, pair):
     said = servers.sh("dvc repro", folder)
     assert said.count("Running stage") == said.count("Running stage 'sync'") == 1
     after = servers.state()
+    compared = {name for name in replaced if name.startswith(comparison.PREFIX)}
+    assert compared, "nothing was said of the record that was replaced"
+    for name in compared | {comparison.FOLDER, comparison.DIGEST}:  # taken back with it; all else stays
+        del replaced[name]
     assert {key: value for key, value in after.items() if key in before} == before
     assert set(after) - set(before) == {record_id(folder)}
     check(after[record_id(folder)], folder)
