@@ -172,6 +172,34 @@ def build():
     return model"""
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from . import compact", "pipeline.models.compact"),
+        ("from .compact import FINE", "pipeline.models.compact"),
+        ("from pipeline.models import custom, pixels", "pipeline.models.custom"),
+        ("if 1:\n import pipeline.evaluation.geometry as geometry", "pipeline.evaluation.geometry"),
+        ("def late(): from pipeline import system", "pipeline.system"),
+        ("import conftest", "conftest"),
+    ],
+)
+def test_import_of_a_file_that_no_training_run_depends_on_is_refused(write_model, line, name):
+    with pytest.raises(PipelineError, match=f"^pipeline/models/written.py imports {re.escape(name)}, which no"):
+        models.build(write_model(f"{line}\ndef build():\n inputs, x = pixels()\n {END}"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import numpy.linalg, tensorflow as tf",
+        "from pipeline.training.cifar10 import NUM_CLASSES",
+        "from . import pixels",
+    ],
+)
+def test_import_of_a_package_or_of_what_all_runs_depend_on_is_fine(write_model, line):
+    models.build(write_model(f"{line}\ndef build():\n inputs, x = pixels()\n {END}"))
+
+
 def test_build_is_a_function_of_the_seed(write_model):
     name = write_model(NAMELESS)
     first, again, other = models.build(name, 1), models.build(name, 1), models.build(name, 2)

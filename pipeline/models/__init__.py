@@ -5,8 +5,9 @@ Only `build` and `pixels` import Keras (seconds); `names` is read by whoever che
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib
+import importlib.util
 import pkgutil
 import re
 import traceback
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # Red, green and blue over CIFAR-10's 50,000 training images, in pixel values 0..255.
 MEAN = (125.307, 122.950, 113.865)
 STANDARD_DEVIATION = (62.993, 62.089, 66.705)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def names() -> list[str]:
@@ -47,6 +50,11 @@ def build(name: str, seed: int = 0) -> keras.Model:
     module = _import(name)
     if not hasattr(module, "build"):
         raise PipelineError(f"pipeline/models/{name}.py has no function build(): add one that returns a keras.Model")
+    if other := _untracked_import(module):
+        raise PipelineError(
+            f"pipeline/models/{name}.py imports {other}, which no training run depends on, so a change there would "
+            f"train nothing again: write what it needs into {name}.py"
+        )
     from pipeline.training.reproducible import build_seed
 
     with _one_line_errors(name), build_seed(seed):
@@ -78,6 +86,32 @@ def register_layers(path: Path, name: str = "") -> None:
 def _import(name: str) -> ModuleType:
     with _one_line_errors(name):
         return importlib.import_module(f"{__name__}.{name}")
+
+
+def _untracked_import(module: ModuleType) -> str | None:
+    """A file of this repository that the model's file imports although dvc.yaml lists it for no training run."""
+    for node in ast.walk(ast.parse(Path(module.__file__ or "").read_bytes())):
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), __name__)
+            imported = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in imported:
+            tracked = name in ("pipeline", __name__) or f"{name}.".startswith("pipeline.training.")
+            if not tracked and _is_of_this_repository(name):
+                return name
+    return None
+
+
+def _is_of_this_repository(module: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # the name of a function, or a module without a file
+        return False
+    file = Path(spec.origin) if spec and spec.has_location and spec.origin else None
+    return bool(file and file.is_relative_to(REPOSITORY)) and "site-packages" not in str(file)
 
 
 @contextlib.contextmanager
