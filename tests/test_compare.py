@@ -237,7 +237,15 @@ def test_interval_that_excludes_0_without_a_verdict_is_explained(monkeypatch):
     assert explained
     assert all("adjusted over all 3 pairs is not below 0.05" in pair["note"] for pair in explained)
     assert all(pair["p_value"] < 0.05 < pair["p_adjusted"] for pair in explained)
-    assert f"custom - {explained[0]['recipes'][1]}: its own interval excludes 0" in markdown.page(compared())
+    assert f"custom-0 - {explained[0]['recipes'][1]}-0: its own interval excludes 0" in markdown.page(compared())
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [([0.00003, 0.0118], "0.003 to 1.18"), ([-0.0118, -0.00003], "-1.18 to -0.003"), ([0.0, 1.0], "0.00 to 100.00")],
+)
+def test_limit_of_an_interval_looks_like_0_only_if_it_is(limits, said):
+    assert tables.interval(limits) == said
 
 
 def test_runs_of_other_test_images_are_not_paired():

@@ -272,7 +272,9 @@ def pair_notes(comparison: dict[str, Any]) -> list[str]:
             f'p is adjusted over all {len(comparison["pairs"])} pairs (Holm). The verdict is "not told apart" '
             "unless p is below 0.05."
         )
-    notes += [f"{' - '.join(pair['recipes'])}: {pair['note']}." for pair in comparison["pairs"] if pair["note"]]
+    for pair in comparison["pairs"]:
+        if pair["note"]:
+            notes.append(f"{' - '.join(sides(pair, first=pair['recipes'][0]))}: {pair['note']}.")
     return [*notes, seeds_needed(comparison["seeds_needed"])]
 
 

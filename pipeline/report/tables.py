@@ -163,8 +163,13 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 
 def interval(limits: list[float] | None, form: str = ".2f", scale: float = 100) -> str:
-    """An interval as text; a dash where there is none."""
-    return UNKNOWN if limits is None else " to ".join(format(scale * limit, form) for limit in limits)
+    """An interval as text; a dash where there is none. A limit that would look like 0 has one digit more."""
+    if limits is None:
+        return UNKNOWN
+    texts = [format(scale * limit, form) for limit in limits]
+    return " to ".join(
+        text if float(text) or not limit else f"{scale * limit:.1g}" for text, limit in zip(texts, limits, strict=True)
+    )
 
 
 def p(value: float) -> str:
