@@ -54,7 +54,7 @@ test: setup ## in minutes
 	$(PYTEST_ON_TWO) -m "not slow"
 
 test-slow: setup ## the rest, but faults
-	$(PYTEST_ON_TWO) -m "slow and not faults" -rs
+	$(PYTEST_ON_TWO) --no-loadscope-reorder -m "slow and not faults" -rs
 
 test-servers: setup ## of the rest, what needs PostgreSQL; skipped without it
 	python -m pytest -m servers -rs
