@@ -58,9 +58,8 @@ def fresh(clone, environment, tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_repro_leaves_every_run_in_the_store_that_mlflow_ui_opens(clone, environment, stored):
-    runs = stored
-    assert set(runs) == RUNS
-    ours, published = runs["custom-0"], runs["published-custom"]
+    assert set(stored) == RUNS
+    ours, published = stored["custom-0"], stored["published-custom"]
     assert ours["status"] == "FINISHED"
     assert ours["steps"] == [1, 2]
     assert published["steps"] == list(range(1, 51))

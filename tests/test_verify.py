@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -171,7 +170,7 @@ def test_overlay_may_list_the_run_and_give_it_a_teacher(project, monkeypatch):
 
 @pytest.mark.slow
 def test_real_runs(tmp_path, environment):
-    """A trained run is confirmed, also by the code of its commit, and one changed line of the loop is told from it."""
+    """A trained run is confirmed, code that changes nothing agrees, and one changed line of the loop does not."""
 
     def called(*arguments):
         done = subprocess.run(
@@ -196,21 +195,19 @@ def test_real_runs(tmp_path, environment):
     assert (status, said.splitlines()[-1]) == (0, "custom-0: epochs 1 to 2 reproduced bit for bit")
 
     assert "warning" not in said
+    status, said = called("--against", "HEAD", "--epochs", "1")
+    assert "terminated" not in said
+    assert (status, said.splitlines()[-1]) == (0, "custom-0: epoch 1 equal bit for bit with commit HEAD")
     assert changed() == before
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({"recipes": {"custom": {"epochs": 2}}}))  # as it is
+    overlay = clone / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"recipes": {"custom": {"epochs": 1}}}))
     loop = clone / "pipeline/training/loop.py"
     line = "scaled_loss = optimizer.scale_loss(loss)"
     assert loop.read_text().count(line) == 1
-    loop.write_text(loop.read_text().replace(line, line.replace("loss)", "1.5 * loss)")))
-    edited = changed()
-    status, said = called("--against", "HEAD", "--epochs", "1", "--overlay", os.fspath(overlay))
+    loop.write_text(loop.read_text().replace(line, "scaled_loss = optimizer.scale_loss(1.01 * loss)"))
+    status, said = called("--against", "HEAD", "--all", "--overlay", os.fspath(overlay))
     assert status == 1
-    assert "terminated" not in said
-    difference = r"custom-0: epoch 1: (\w+) is \S+ with the working files, (\S+) with commit HEAD"
-    key, theirs = re.fullmatch(difference, said.splitlines()[-1]).groups()
-    assert theirs == f"{record.read_history(clone / 'results/custom-0/history.csv')[0][key]:g}"
-    assert changed() == edited
+    assert said.splitlines()[-1].startswith("custom-0: epoch 1: ")
 
     training = json.loads((clone / "results/custom-0/training.json").read_text())
     assert all(len(epoch["weights_digest"]) == 16 for epoch in training["epochs"])

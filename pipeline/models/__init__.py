@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pipeline.system.command import PipelineError
+from pipeline.system.command import REPOSITORY, PipelineError
 from pipeline.training.cifar10 import IMAGE_SHAPE, NUM_CLASSES
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 # Red, green and blue over CIFAR-10's 50,000 training images, in pixel values 0..255.
 MEAN = (125.307, 122.950, 113.865)
 STANDARD_DEVIATION = (62.993, 62.089, 66.705)
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def names() -> list[str]:
