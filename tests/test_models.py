@@ -183,8 +183,8 @@ def build():
         ("import conftest", "conftest"),
     ],
 )
-def test_import_of_a_file_that_no_training_run_depends_on_is_refused(write_model, line, name):
-    with pytest.raises(PipelineError, match=f"^pipeline/models/written.py imports {re.escape(name)}, which no"):
+def test_import_of_a_file_that_dvc_does_not_track_for_the_model_is_refused(write_model, line, name):
+    with pytest.raises(PipelineError, match=f"^pipeline/models/written.py imports {re.escape(name)}, which DVC"):
         models.build(write_model(f"{line}\ndef build():\n inputs, x = pixels()\n {END}"))
 
 

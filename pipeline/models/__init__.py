@@ -50,8 +50,8 @@ def build(name: str, seed: int = 0) -> keras.Model:
         raise PipelineError(f"pipeline/models/{name}.py has no function build(): add one that returns a keras.Model")
     if other := _untracked_import(module):
         raise PipelineError(
-            f"pipeline/models/{name}.py imports {other}, which no training run depends on, so a change there would "
-            f"train nothing again: write what it needs into {name}.py"
+            f"pipeline/models/{name}.py imports {other}, which DVC does not track for this model, so a change "
+            f"there would not retrain it: move what it needs into {name}.py"
         )
     from pipeline.training.reproducible import build_seed
 
@@ -87,7 +87,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _untracked_import(module: ModuleType) -> str | None:
-    """A file of this repository that the model's file imports although dvc.yaml lists it for no training run."""
+    """What the model's file imports of this repository although dvc.yaml does not list it for the model's runs."""
     for node in ast.walk(ast.parse(Path(module.__file__ or "").read_bytes())):
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
