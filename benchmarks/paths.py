@@ -1,7 +1,7 @@
 """The same training three ways, each in a process of its own: `python -m benchmarks.paths PATH MODEL BATCH IMAGES`.
 
 It prepares and warms up, says `ready`, and for every line on stdin trains another epoch and answers with images per
-second and its resident memory in MiB. Pixels are random: the time does not depend on them.
+second of its steps and its resident memory in MiB. Pixels are random: the time does not depend on them.
 """
 
 import sys
@@ -27,14 +27,12 @@ def main() -> None:
     next(epochs)
     print("ready", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
-        next(epochs)
-        seconds = time.perf_counter() - began
+        seconds = next(epochs)
         seen = images // batch * batch
         print(seen / seconds, psutil.Process().memory_info().rss / 2**20, flush=True)
 
 
-def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
+def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[float]:
     """The loop of this project, precision auto, no augmentation; without its validation, as the others."""
     from pipeline.system.tensorflow_import import import_tensorflow
 
@@ -53,13 +51,17 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
     run = loop.prepare(models.build(model), recipe, 0, split, machine.policy, tf.distribute.get_strategy())
     run_steps = loop.graph_of_steps(run)
     for epoch in range(1, 1000):
+        began = time.perf_counter()
         indices = tf.constant(dataset.permutation(0, epoch, len(labels)))
         run_steps(indices, tf.constant(epoch), tf.constant(0), tf.constant(run.steps_per_epoch))[0].numpy()
-        yield
+        yield time.perf_counter() - began
 
 
-def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[None]:
-    """The published code's way: stock layers, `fit` on arrays, float32."""
+def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[float]:
+    """The published code's way: stock layers, `fit` on arrays, float32.
+
+    From the first step to the last: around them, `fit` stands still for up to 5 s, however short the epoch is.
+    """
     from pipeline.system.tensorflow_import import import_tensorflow
 
     import_tensorflow()
@@ -71,12 +73,18 @@ def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, 
     optimizer = keras.optimizers.SGD(0.05, 0.9, nesterov=True)
     network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     keep = len(labels) // batch * batch
+    marks: list[float] = []
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda step, logs: marks.append(time.perf_counter()),
+        on_train_batch_end=lambda step, logs: marks.append(time.perf_counter()),
+    )
     while True:
-        network.fit(pixels[:keep], labels[:keep], batch_size=batch, verbose=0)
-        yield
+        marks.clear()
+        network.fit(pixels[:keep], labels[:keep], batch_size=batch, verbose=0, callbacks=[clock])
+        yield marks[-1] - marks[0]
 
 
-def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, bfloat16: bool) -> Iterator[None]:
+def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, bfloat16: bool) -> Iterator[float]:
     """PyTorch, eager, channels last; float32 or autocast to bfloat16."""
     import torch
     from torch import nn
@@ -87,6 +95,7 @@ def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, 
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     targets = torch.from_numpy(labels).long()
     while True:
+        began = time.perf_counter()
         indices = torch.randperm(len(targets))
         for start in range(0, len(targets) // batch * batch, batch):
             chosen = indices[start : start + batch]
@@ -96,7 +105,7 @@ def eager_torch(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        yield
+        yield time.perf_counter() - began
 
 
 def torch_baseline(nn):

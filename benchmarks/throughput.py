@@ -54,6 +54,7 @@ def main() -> None:
             for precision, rate in rates.items()
         }
         console.print(table(model, report[model]))
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     model = arguments.models[-1]
     console.print(f"{model}: how cost grows")
     report["growth"] = growth(model, arguments.images, arguments.batch)
@@ -130,11 +131,13 @@ def startup() -> dict[str, float]:
     tree = params.read().model_dump()
     tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": 1}
-    tree["runs"] = {"custom-0": tree["runs"]["custom-0"]}
+    for runs in (tree, tree["export"]):
+        runs["runs"] = {"custom-0": runs["runs"]["custom-0"]}
     copy = workspace.FOLDER / "bench"
     with tempfile.TemporaryDirectory() as store, file_lock(copy, f"{copy} is in use by another benchmark"):
         workspace.copy(copy, tree)
-        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages call `python`
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "PATH": path}
 
         def repro(target: str) -> float:
             began = time.perf_counter()
