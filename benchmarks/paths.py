@@ -60,7 +60,7 @@ def ours(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool
 def stock_keras(model: str, batch: int, pixels: np.ndarray, labels: np.ndarray, _: bool) -> Iterator[float]:
     """The published code's way: stock layers, `fit` on arrays, float32.
 
-    From the first step to the last: around them, `fit` stands still for up to 5 s, however short the epoch is.
+    From the first step to the last: around them, `fit` stands still for seconds, even if an epoch takes no longer.
     """
     from pipeline.system.tensorflow_import import import_tensorflow
 
