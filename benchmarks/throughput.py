@@ -7,7 +7,6 @@ Figures are medians of the rounds, and ratios of medians. PyTorch is optional: `
 import argparse
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -122,22 +121,29 @@ def growth(model: str, images: int, batch: int) -> dict[str, Any]:
     return {"images_per_second_by_batch": by_batch, "images_per_second_by_images": by_images, "mib_by_epoch": memory}
 
 
+def startup_params() -> dict[str, Any]:
+    """Those of custom-0 alone, for one epoch of a few steps."""
+    from pipeline.config import overrides, params
+
+    tree = params.read().model_dump()
+    tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
+    tree["recipes"]["custom"] |= {"epochs": 1}
+    overrides.select_runs(tree, run="", recipe="custom", seed=0)
+    tree["sweeps"] = {}
+    return tree
+
+
 def startup() -> dict[str, float]:
     """Seconds of `dvc repro` until the first step is done and of one with nothing to do; peak memory of a training."""
     from pipeline import workspace
     from pipeline.config import params
     from pipeline.system.file_lock import file_lock
 
-    tree = params.read().model_dump()
-    tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
-    tree["recipes"]["custom"] |= {"epochs": 1}
-    for runs in (tree, tree["export"]):
-        runs["runs"] = {"custom-0": runs["runs"]["custom-0"]}
+    tree = startup_params()
     copy = workspace.FOLDER / "bench"
     with tempfile.TemporaryDirectory() as store, file_lock(copy, f"{copy} is in use by another benchmark"):
         workspace.copy(copy, tree)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages call `python`
-        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db", "PATH": path}
+        environment = workspace.environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
 
         def repro(target: str) -> float:
             began = time.perf_counter()

@@ -143,11 +143,16 @@ def copy(workspace: Path, tree: dict[str, Any]) -> None:
     files.write(workspace / ".dvc/config.local", local)
 
 
+def environment() -> dict[str, str]:
+    """Of a DVC in a copy: `python` in a stage is this one, and a relative CIFAR10_SOURCE still leads to the data."""
+    changed = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if source := changed.get("CIFAR10_SOURCE"):
+        changed["CIFAR10_SOURCE"] = os.path.abspath(os.path.expanduser(source))
+    return changed
+
+
 def reproduce(workspace: Path, targets: list[str]) -> int:
     """Runs `dvc repro` in the copy; returns its exit status. What ends this process ends DVC and its stages too."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if source := environment.get("CIFAR10_SOURCE"):
-        environment["CIFAR10_SOURCE"] = os.path.abspath(os.path.expanduser(source))
     # DVC ignores Ctrl-C while a stage runs and leaves the stage alive when it is terminated: so both are told.
     sent = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
@@ -167,7 +172,7 @@ def reproduce(workspace: Path, targets: list[str]) -> int:
     before = {number: signal.signal(number, tell) for number in sent}
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment, start_new_session=True
+            [sys.executable, "-m", "dvc", "repro", *targets], cwd=workspace, env=environment(), start_new_session=True
         )
         for number in early:
             tell(number, None)
