@@ -129,7 +129,6 @@ def startup_params() -> dict[str, Any]:
     tree["data"] |= {"train_images": 1000, "val_images": 100, "test_images": 100}
     tree["recipes"]["custom"] |= {"epochs": 1}
     overrides.select_runs(tree, run="", recipe="custom", seed=0)
-    tree["sweeps"] = {}
     return tree
 
 
