@@ -3,6 +3,8 @@
 All other places (metrics.json, the tables, the plots, MLflow's tags) show these numbers.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import combinations
 from statistics import mean, median
@@ -41,7 +43,8 @@ def compare(
     runs = [run_metrics(run) for run in records.values()]
     seeds = {recipe: [run for run in runs if run["recipe"] == recipe] for recipe in config.recipes}
     seeds = {recipe: sorted(runs, key=lambda run: run["seed"]) for recipe, runs in seeds.items() if runs}
-    recipes = {recipe: over_seeds(runs) for recipe, runs in seeds.items()}
+    machines = Counter(run["origin"][1] for run in runs)
+    recipes = {recipe: over_seeds(runs, machines) for recipe, runs in seeds.items()}
     correct = {recipe: np.stack([_correct(predictions[run["run"]]) for run in runs]) for recipe, runs in seeds.items()}
     published = [_published(references.load_reference(name)) for name in references.names()]
     bins = config.evaluate.calibration_bins
@@ -86,18 +89,29 @@ def run_metrics(run: Record) -> dict[str, Any]:
         "model_sha256": run.speed.get("model_sha256", ""),
         "origin": [
             f"{datetime.fromtimestamp(training.started_ms / 1000, UTC):%Y-%m-%d}",
-            f"{environment['device']} ({environment['threads']} threads), "
-            f"{environment['processor']}, {environment['precision']}",
+            f"{environment['device']} ({environment['threads']} threads), {_processor(environment)}, "
+            f"{environment['precision']}",
             f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}",
             "/".join(f"{images:,}" for images in run.images.values()),
         ],
     }
 
 
-def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _processor(environment: dict[str, Any]) -> str:
+    """Its name, with family and model: one name stands for processors of different speed."""
+    name, model = environment["processor"], environment.get("processor_model")
+    return f"{name} ({model.replace(' ', '/')})" if model else name
+
+
+def over_seeds(runs: list[dict[str, Any]], machines: Mapping[str, int]) -> dict[str, Any]:
     """One recipe: means over its runs; with two or more, standard deviations and 95 % intervals of the means.
 
-    Times of different machines have no mean.
+    Times of different machines have no mean: they are those of one machine, `timed_on`.
+
+    Args:
+        runs: the recipe's.
+        machines: how many runs of all recipes each machine trained. Of those that trained this recipe, times are taken
+            from the one that trained most.
     """
     row: dict[str, Any] = {"seeds": len(runs)}
     for key in OVER_SEEDS:
@@ -109,9 +123,9 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
         row[f"{key}_interval"] = _interval(statistics.over_seeds(values)) if several else None
     for key in ("test_accuracy_flip", "calibration_error"):
         row[key] = round(mean(run[key] for run in runs), 6)
-    one_machine = len({run["origin"][1] for run in runs}) == 1
+    row["timed_on"] = max((run["origin"][1] for run in runs), key=lambda machine: machines[machine])
     for key in ("training_minutes", "images_per_second"):
-        row[key] = round(mean(run[key] for run in runs), 6) if one_machine else None
+        row[key] = round(mean(run[key] for run in runs if run["origin"][1] == row["timed_on"]), 6)
     return row | {key: runs[0][key] for key in ("parameters", "multiply_adds", "epochs")}  # equal in all of them
 
 

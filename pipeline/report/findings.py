@@ -209,9 +209,9 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
     return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]
 
 
-def trained_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
-    """The recipes of each machine: device, threads, processor and precision."""
-    return _grouped((run["origin"][1], run["recipe"]) for run in comparison["runs"])
+def timed_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
+    """The recipes that each machine's times are given of: device, threads, processor and precision."""
+    return _grouped((row["timed_on"], recipe) for recipe, row in comparison["recipes"].items())
 
 
 def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -223,11 +223,10 @@ def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
     """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
-    machines = trained_on(comparison)
-    where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in machines.items())
+    where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in timed_on(comparison).items())
     times = (
-        f"minutes and images/s: not comparable between machines, and {tables.UNKNOWN} where a recipe's runs had "
-        f"several. {where}."
+        "minutes and images/s: means over a recipe's runs on one machine, that which trained most runs of the "
+        f"comparison; not comparable between machines. {where}."
     )
     teachers = [
         f"{sentence} All seeds have this one teacher, so the variation between them does not show what another would "
@@ -235,7 +234,8 @@ def cost_notes(comparison: dict[str, Any]) -> list[str]:
         for recipe in comparison["recipes"]
         for sentence in teacher_notes(comparison, recipe)
     ]
-    return ([times] if len(machines) > 1 else []) + teachers
+    several = len({run["origin"][1] for run in comparison["runs"]}) > 1
+    return ([times] if several else []) + teachers
 
 
 def teacher_notes(comparison: dict[str, Any], recipe: str) -> list[str]:
