@@ -225,8 +225,8 @@ def cost_notes(comparison: dict[str, Any]) -> list[str]:
     """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
     where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in timed_on(comparison).items())
     times = (
-        "minutes and images/s: means over a recipe's runs on one machine, that which trained most runs of the "
-        f"comparison; not comparable between machines. {where}."
+        "minutes and images/s: means over a recipe's runs on one machine, the one with the most runs of those that "
+        f"trained it; not comparable between machines. {where}."
     )
     teachers = [
         f"{sentence} All seeds have this one teacher, so the variation between them does not show what another would "
