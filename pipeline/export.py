@@ -95,6 +95,7 @@ def export_litert(log: Record, model: keras.Model, config: params.Params) -> Non
         "latency_ms": latency,
         "threads": exported.THREADS,
         "processor": device.processor(),
+        "processor_model": device.processor_model(),
         "exported_ms": record.now_ms(),
     }
     folder = exports.folder(log.run)

@@ -736,7 +736,7 @@ def test_times_are_those_of_the_machine_that_trained_most_runs(capsys):
     list_runs(*runs)
     for run in runs:
         write_run(run)
-    assert "not comparable between machines" not in markdown.page(compared())
+    assert "Times of different kinds" not in markdown.page(compared())
     for run, seconds, environment in (
         ("custom-0", 600, {"precision": "float32"}),
         ("custom-1", 120, {"processor_model": "26 2"}),  # of the same name
@@ -751,9 +751,9 @@ def test_times_are_those_of_the_machine_that_trained_most_runs(capsys):
         files.write_json(path, training)
     machine = "CPU (2 threads), Made-up | 9000"
     said = (
-        "minutes and images/s: means over a recipe's runs on one machine, the one with the most runs of those that "
-        "trained it; not comparable between machines. "
-        f"{machine}, bfloat16: baseline; {machine} (26/2), bfloat16: custom, compact."
+        "Times of different kinds cannot be compared. "
+        f"{machine}, bfloat16: baseline (1 of 1 runs); "
+        f"{machine} (26/2), bfloat16: custom (1 of 2 runs), compact (2 of 2 runs)."
     )
     assert said in " ".join(printed(capsys).split())
     assert said in markdown.page(compared())
@@ -800,8 +800,8 @@ def test_times_of_files_on_different_processors_are_not_compared():
         write_export(run)
     assert "ms: median for one image, 2 threads of Made-up 9000. arena:" in markdown.page(compared())
     path = Path("results/compact-0/export/speed.json")
-    files.write_json(path, files.read_json(path) | {"processor": "Another"})
-    where = "custom-0 on 2 threads of Made-up 9000; compact-0 on 2 threads of Another"
+    files.write_json(path, files.read_json(path) | {"processor_model": "26 2"})
+    where = "custom-0 on 2 threads of Made-up 9000; compact-0 on 2 threads of Made-up 9000 (26/2)"
     assert f"ms: median for one image, {where} (not comparable between processors)." in markdown.page(compared())
 
 

@@ -43,6 +43,7 @@ class _Speed(Content):
     latency_ms: dict[str, record.Measure]
     threads: record.Count
     processor: str
+    processor_model: str = ""
 
 
 def folder(run: str) -> Path:
@@ -82,4 +83,4 @@ def evaluated(run: str) -> dict[str, Any]:
         raise PipelineError(f"{folder(run)}/speed.json lacks the latency of {missing[0]}: {fix(run)}")
     kinds = {kind: export[kind] and {**export[kind], "latency_ms": speed["latency_ms"][kind]} for kind in FILES}
     of_all = {"without_int8": export["without_int8"], "violations": export["violations"]}
-    return {"run": run, **kinds, **of_all, "threads": speed["threads"], "processor": speed["processor"]}
+    return {"run": run, **kinds, **of_all, "threads": speed["threads"], "processor": record.processor(speed)}

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -302,6 +303,12 @@ def check_history(rows: list[dict[str, float]]) -> list[dict[str, float]]:
         if not all(map(math.isfinite, row.values())):
             raise ValueError(f"row {number} has a figure that is not finite")
     return rows
+
+
+def processor(measured_on: Mapping[str, Any]) -> str:
+    """The processor's name, with family and model where they are recorded: one name stands for several processors."""
+    name, model = measured_on["processor"], measured_on.get("processor_model")
+    return f"{name} ({model.replace(' ', '/')})" if model else name
 
 
 def now_ms() -> int:

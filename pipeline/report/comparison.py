@@ -16,7 +16,7 @@ from pipeline.config import params
 from pipeline.evaluation import metrics
 from pipeline.evaluation.predictions import Predictions
 from pipeline.records import references
-from pipeline.records.record import Record
+from pipeline.records.record import Record, processor
 from pipeline.report import champions, statistics
 from pipeline.training.cifar10 import CLASS_NAMES
 
@@ -89,7 +89,7 @@ def run_metrics(run: Record) -> dict[str, Any]:
         "model_sha256": run.speed.get("model_sha256", ""),
         "origin": [
             f"{datetime.fromtimestamp(training.started_ms / 1000, UTC):%Y-%m-%d}",
-            f"{environment['device']} ({environment['threads']} threads), {_processor(environment)}, "
+            f"{environment['device']} ({environment['threads']} threads), {processor(environment)}, "
             f"{environment['precision']}",
             f"TensorFlow {environment['tensorflow']}, Keras {environment['keras']}",
             "/".join(f"{images:,}" for images in run.images.values()),
@@ -97,21 +97,15 @@ def run_metrics(run: Record) -> dict[str, Any]:
     }
 
 
-def _processor(environment: dict[str, Any]) -> str:
-    """Its name, with family and model: one name stands for processors of different speed."""
-    name, model = environment["processor"], environment.get("processor_model")
-    return f"{name} ({model.replace(' ', '/')})" if model else name
-
-
 def over_seeds(runs: list[dict[str, Any]], machines: Mapping[str, int]) -> dict[str, Any]:
     """One recipe: means over its runs; with two or more, standard deviations and 95 % intervals of the means.
 
-    Times of different machines have no mean: they are those of one machine, `timed_on`.
+    Times of different kinds of machine have no mean: they are those of one kind, `timed_on`.
 
     Args:
         runs: the recipe's.
-        machines: how many runs of all recipes each machine trained. Of those that trained this recipe, times are taken
-            from the one that trained most.
+        machines: how many runs of all recipes each kind of machine trained. Of those that trained this recipe, times
+            are taken from the kind that trained most.
     """
     row: dict[str, Any] = {"seeds": len(runs)}
     for key in OVER_SEEDS:
@@ -123,7 +117,7 @@ def over_seeds(runs: list[dict[str, Any]], machines: Mapping[str, int]) -> dict[
         row[f"{key}_interval"] = _interval(statistics.over_seeds(values)) if several else None
     for key in ("test_accuracy_flip", "calibration_error"):
         row[key] = round(mean(run[key] for run in runs), 6)
-    row["timed_on"] = max((run["origin"][1] for run in runs), key=lambda machine: machines[machine])
+    row["timed_on"] = max((run["origin"][1] for run in runs), key=lambda machine: (machines[machine], machine))
     for key in ("training_minutes", "images_per_second"):
         row[key] = round(mean(run[key] for run in runs if run["origin"][1] == row["timed_on"]), 6)
     return row | {key: runs[0][key] for key in ("parameters", "multiply_adds", "epochs")}  # equal in all of them

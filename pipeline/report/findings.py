@@ -210,7 +210,7 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
 
 
 def timed_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
-    """The recipes that each machine's times are given of: device, threads, processor and precision."""
+    """The recipes whose times are given for each kind of machine: device, threads, processor and precision."""
     return _grouped((row["timed_on"], recipe) for recipe, row in comparison["recipes"].items())
 
 
@@ -223,10 +223,19 @@ def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
     """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
-    where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in timed_on(comparison).items())
+    trained = [(run["origin"][1], run["recipe"]) for run in comparison["runs"]]
+    where = "; ".join(
+        f"{machine}: "
+        + ", ".join(
+            f"{recipe} ({trained.count((machine, recipe))} of {comparison['recipes'][recipe]['seeds']} runs)"
+            for recipe in recipes
+        )
+        for machine, recipes in timed_on(comparison).items()
+    )
     times = (
-        "minutes and images/s: means over a recipe's runs on one machine, the one with the most runs of those that "
-        f"trained it; not comparable between machines. {where}."
+        "minutes and images/s, of training: means over those runs of a recipe that one kind of machine trained. Of the "
+        "recipe's kinds it is the one that trained most runs in this comparison. Times of different kinds cannot be "
+        f"compared. {where}."
     )
     teachers = [
         f"{sentence} All seeds have this one teacher, so the variation between them does not show what another would "
@@ -234,7 +243,7 @@ def cost_notes(comparison: dict[str, Any]) -> list[str]:
         for recipe in comparison["recipes"]
         for sentence in teacher_notes(comparison, recipe)
     ]
-    several = len({run["origin"][1] for run in comparison["runs"]}) > 1
+    several = len({machine for machine, _ in trained}) > 1
     return ([times] if several else []) + teachers
 
 

@@ -14,8 +14,8 @@ HOW = """\
 - Parameters include the moving statistics of batch normalization; multiply-adds are those of convolutions and dense
   layers, for one image.
 - Training minutes: the number of epochs times the median epoch, which discounts hours in which the machine was busy.
-  Images/s: the median over the epochs, in training. Means over the runs that one machine trained. The numbers
-  after a processor's name are its family and model; the first runs did not record them.
+  Images/s: the median over the epochs, in training. Means over the runs that one kind of machine trained. The
+  numbers after a processor's name are its family and model, where recorded.
 - Which run classifies which image correctly is in `results/<run>/probabilities.npz`; the formulas and their sources are
   in `pipeline/report/statistics.py`, and how often its intervals cover the truth in `benchmarks/coverage.json`."""
 
