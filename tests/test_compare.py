@@ -751,7 +751,9 @@ def test_times_are_those_of_the_machine_that_trained_most_runs(capsys):
         files.write_json(path, training)
     machine = "CPU (2 threads), Made-up | 9000"
     said = (
-        "Times of different kinds cannot be compared. "
+        "minutes and images/s, of training: means over those runs of a recipe that one kind of machine trained. Of the "
+        "recipe's kinds it is the one that trained most runs in this comparison. Times of different kinds cannot be "
+        "compared. "
         f"{machine}, bfloat16: baseline (1 of 1 runs); "
         f"{machine} (26/2), bfloat16: custom (1 of 2 runs), compact (2 of 2 runs)."
     )
@@ -760,6 +762,18 @@ def test_times_are_those_of_the_machine_that_trained_most_runs(capsys):
     minutes = {name: row["training_minutes"] for name, row in compared()["recipes"].items()}
     assert minutes == {"custom": 4.0, "compact": 5.0, "baseline": 2.0}
     assert "| custom | 24.0 | 2 | 4.0 | 1,000 |" in markdown.page(compared())
+
+
+def test_recipes_of_the_same_two_machines_are_timed_on_one_of_them():
+    runs = {"custom-0": "1 1", "custom-1": "2 2", "compact-0": "2 2", "compact-1": "1 1"}
+    list_runs(*runs)
+    for run, model in runs.items():
+        write_run(run)
+        path = Path(f"results/{run}/training.json")
+        training = files.read_json(path)
+        training["environment"]["processor_model"] = model
+        files.write_json(path, training)
+    assert len({row["timed_on"] for row in compared()["recipes"].values()}) == 1
 
 
 def test_precision_that_differs_between_runs_is_told_where_it_counts(capsys):

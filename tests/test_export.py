@@ -14,6 +14,7 @@ from pipeline.config import params
 from pipeline.conversion import exported, litert, micro, rewrite
 from pipeline.conversion.interpreter import LiteRTModel
 from pipeline.records import exports, files
+from pipeline.system import device
 from pipeline.system.command import PipelineError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
@@ -210,7 +211,9 @@ def test_export_is_of_the_files_that_it_writes(stage):
     lost = results["keras"]["test_accuracy"] - results["int8"]["test_accuracy"]
     assert np.mean(list(results["int8"]["test_recall_lost"].values())) == pytest.approx(lost, abs=1e-6)
     assert results["violations"] == []
-    assert set(stage.read("export/speed.json")["latency_ms"]) == {"float32", "int8"}
+    speed = stage.read("export/speed.json")
+    assert set(speed["latency_ms"]) == {"float32", "int8"}
+    assert (speed["processor"], speed["processor_model"]) == (device.processor(), device.processor_model())
 
 
 def test_equal_weights_give_equal_results(stage):

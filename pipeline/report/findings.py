@@ -209,11 +209,6 @@ def status_notes(comparison: dict[str, Any]) -> list[str]:
     return [text.format_map(statuses[status]) for status, text in notes.items() if status in statuses]
 
 
-def timed_on(comparison: dict[str, Any]) -> dict[str, list[str]]:
-    """The recipes whose times are given for each kind of machine: device, threads, processor and precision."""
-    return _grouped((row["timed_on"], recipe) for recipe, row in comparison["recipes"].items())
-
-
 def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for key, name in dict.fromkeys(named):
@@ -224,14 +219,11 @@ def _grouped(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def cost_notes(comparison: dict[str, Any]) -> list[str]:
     """What keeps the times of recipes from being compared; which recipes had a teacher, and what it cost."""
     trained = [(run["origin"][1], run["recipe"]) for run in comparison["runs"]]
-    where = "; ".join(
-        f"{machine}: "
-        + ", ".join(
-            f"{recipe} ({trained.count((machine, recipe))} of {comparison['recipes'][recipe]['seeds']} runs)"
-            for recipe in recipes
-        )
-        for machine, recipes in timed_on(comparison).items()
+    timed = _grouped(
+        (row["timed_on"], f"{recipe} ({trained.count((row['timed_on'], recipe))} of {row['seeds']} runs)")
+        for recipe, row in comparison["recipes"].items()
     )
+    where = "; ".join(f"{machine}: {', '.join(recipes)}" for machine, recipes in timed.items())
     times = (
         "minutes and images/s, of training: means over those runs of a recipe that one kind of machine trained. Of the "
         "recipe's kinds it is the one that trained most runs in this comparison. Times of different kinds cannot be "

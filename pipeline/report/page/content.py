@@ -148,7 +148,7 @@ def scatter(comparison: Comparison, intervals: dict[str, list[float]]) -> list[d
     }
     references = {row["name"]: row for row in comparison["published_exports"]}
     as_models = {name: ("published", row | row["float32"]) for name, row in references.items()}
-    one_machine = len(findings.timed_on(comparison)) == 1
+    one_machine = len({row["timed_on"] for row in comparison["recipes"].values()}) == 1
     axes = [_axis(key, *COSTS[key], key, published | as_models | recipes, one_machine) for key in COSTS]
     processors = {(row["threads"], row["processor"]) for row in comparison["exports"].values()}
     for kind in exports.FILES:
